@@ -1,0 +1,503 @@
+"""What must survive the process: attempts, answers, and where their files were going.
+
+The folders say what there is to do, the journal only what is known about it: a lost journal costs certainty,
+never a file. One row stands for one file from its first attempt on; `save` writes it whole and returns when it
+is durable. All writes pass through one thread that owns the database: what several workers want at the same
+moment is committed together, with one sync of the disk.
+
+*Instance* is the random name of this state folder; claims lie in folders of that name. A journal that had to
+be set aside makes the instance a *former* one: of its claims nothing is known, so each may have been uploaded.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import queue
+import re
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+SCHEMA = 1
+_DATABASE = "journal.sqlite3"
+
+
+class State(StrEnum):
+    """How far a file has come, as far as it must be known after a crash."""
+
+    WAITING = "waiting"  # tried before; the service has nothing of it; it is back in its inbox
+    SENDING = "sending"  # an attempt has begun, its outcome is not written yet
+    UNKNOWN = "unknown"  # an attempt ended without a clear answer
+    ACCEPTED = "accepted"  # sidecar and move are left
+    REFUSED = "refused"  # report and move are left
+    DONE = "done"
+    FAILED = "failed"
+
+
+OPEN = (State.WAITING, State.SENDING, State.UNKNOWN, State.ACCEPTED, State.REFUSED)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """All that is known of one file on its way. Times are seconds since the epoch, `held_s` seconds."""
+
+    inbox: str
+    name: str
+    state: State
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    row: int | None = None
+    settled_by: str | None = None
+    sha256: str | None = None
+    lines: int | None = None
+    target: str | None = None
+    remote_name: str | None = None
+    attempts: int = 0
+    first_attempt_at: float | None = None
+    held_s: float = 0.0
+    windows: tuple[tuple[float, float], ...] = ()
+    resent: int = 0
+    answer: dict[str, Any] | None = None
+    file_id: str | None = None
+    report: dict[str, Any] | None = None
+    marker: str | None = None
+    target_name: str | None = None
+    finished_at: float | None = None
+
+
+class JournalError(Exception):
+    """The journal cannot be used at all; the text says what to do."""
+
+
+class StateInUseError(JournalError):
+    """Another daemon works with this state folder."""
+
+
+class AttemptOpenError(Exception):
+    """Another attempt under this remote name at this target is not settled yet."""
+
+
+class IdKnownError(Exception):
+    """The journal knows this file id as another upload's."""
+
+
+class Journal(Protocol):
+    """What the rest of sfwatch asks of a journal; a shared database could stand behind it one day.
+
+    `save` and `forget` raise OSError (ENOSPC, EIO, EROFS, …) when the state folder does not take them.
+    """
+
+    @property
+    def instance(self) -> str: ...
+    @property
+    def former(self) -> Sequence[str]: ...
+    def find(self, inbox: str, name: str) -> Delivery | None: ...
+    def under_way(self) -> list[Delivery]: ...
+    def save(self, delivery: Delivery) -> Delivery: ...
+    def forget(self, delivery: Delivery) -> None: ...
+    def known(self, target: str, ids: Collection[str]) -> frozenset[str]: ...
+    def newest(self, target: str) -> str | None: ...
+    def earlier(self, sha256: str, target: str) -> str | None: ...
+    def folder_seen(self, path: str) -> bool: ...
+    def saw_folder(self, path: str) -> None: ...
+    def prune(self, before: float) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A journal that could not be read, and where it lies now."""
+
+    path: str
+    reason: str
+    detail: str
+
+
+_CREATE = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE folder (path BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE delivery (
+  id INTEGER PRIMARY KEY,
+  inbox BLOB NOT NULL,
+  name BLOB NOT NULL,
+  state TEXT NOT NULL,
+  target TEXT,
+  remote_name TEXT,
+  sha256 TEXT,
+  file_id TEXT,
+  finished_at REAL,
+  facts TEXT NOT NULL
+);
+CREATE UNIQUE INDEX open_file ON delivery (inbox, name) WHERE finished_at IS NULL;
+CREATE UNIQUE INDEX open_attempt ON delivery (target, remote_name) WHERE state IN ('sending', 'unknown');
+CREATE UNIQUE INDEX file_id ON delivery (target, file_id) WHERE file_id IS NOT NULL;
+CREATE INDEX same_bytes ON delivery (sha256) WHERE file_id IS NOT NULL;
+CREATE INDEX finished ON delivery (finished_at) WHERE finished_at IS NOT NULL;
+"""
+
+T = TypeVar("T")
+
+
+class SqliteJournal:
+    """The journal in one SQLite database (WAL, every commit synced) in *state_dir*.
+
+    Holds a kernel lock on the folder as long as it is open. Raises StateInUseError if another daemon has it,
+    OSError or JournalError if the folder cannot be used.
+    """
+
+    def __init__(self, state_dir: Path, *, stamp: str) -> None:
+        self.set_aside: SetAside | None = None
+        self._folder = state_dir
+        self._lock = _lock(state_dir)
+        self._database = self._open(stamp)
+        self.instance, self.former = self._identify()
+        self._wishes: queue.SimpleQueue[_Wish | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
+        self._thread.start()
+
+    def find(self, inbox: str, name: str) -> Delivery | None:
+        """Return what is known of the file *name* of the inbox at path *inbox*, unless it is finished."""
+        rows = self._ask(
+            "SELECT id, facts FROM delivery WHERE inbox = ? AND name = ? AND finished_at IS NULL",
+            (os.fsencode(inbox), os.fsencode(name)),
+        )
+        return _delivery(rows[0]) if rows else None
+
+    def under_way(self) -> list[Delivery]:
+        """Return every file that is not finished, the oldest first."""
+        rows = self._ask("SELECT id, facts FROM delivery WHERE finished_at IS NULL ORDER BY id", ())
+        return [_delivery(row) for row in rows]
+
+    def save(self, delivery: Delivery) -> Delivery:
+        """Make *delivery* durable and return it with its row.
+
+        Raises AttemptOpenError and IdKnownError where another row stands against it, and OSError.
+        """
+        row = self._write(lambda database: _put(database, delivery))
+        return replace(delivery, row=row)
+
+    def forget(self, delivery: Delivery) -> None:
+        """Remove the row: nothing of this file is to be remembered."""
+        self._write(lambda database: _run(database, "DELETE FROM delivery WHERE id = ?", (delivery.row,)))
+
+    def known(self, target: str, ids: Collection[str]) -> frozenset[str]:
+        """Return those of *ids* that the journal knows as uploads to *target*."""
+        rows = self._ask(
+            "SELECT file_id FROM delivery WHERE target = ? AND file_id IN (SELECT value FROM json_each(?))",
+            (target, json.dumps(list(ids))),
+        )
+        return frozenset(row[0] for row in rows)
+
+    def newest(self, target: str) -> str | None:
+        """Return the id accepted last at *target*."""
+        rows = self._ask(
+            "SELECT file_id FROM delivery WHERE target = ? AND file_id IS NOT NULL ORDER BY id DESC LIMIT 1",
+            (target,),
+        )
+        return rows[0][0] if rows else None
+
+    def earlier(self, sha256: str, target: str) -> str | None:
+        """Return the id of an earlier upload of the same bytes to *target*."""
+        rows = self._ask(
+            "SELECT file_id FROM delivery WHERE sha256 = ? AND target = ? AND file_id IS NOT NULL"
+            " ORDER BY id DESC LIMIT 1",
+            (sha256, target),
+        )
+        return rows[0][0] if rows else None
+
+    def folder_seen(self, path: str) -> bool:
+        """Return whether this folder has been there before: if it is missing now, it is lost, not new."""
+        return bool(self._ask("SELECT 1 FROM folder WHERE path = ?", (os.fsencode(path),)))
+
+    def saw_folder(self, path: str) -> None:
+        """Remember that this folder was there."""
+        if not self.folder_seen(path):
+            values = (os.fsencode(path),)
+            self._write(
+                lambda database: _run(database, "INSERT OR IGNORE INTO folder (path) VALUES (?)", values)
+            )
+
+    def prune(self, before: float) -> None:
+        """Forget the files that were finished before this time."""
+        self._write(lambda database: _run(database, "DELETE FROM delivery WHERE finished_at < ?", (before,)))
+
+    def close(self) -> None:
+        """Write what is left and let go of the folder."""
+        self._wishes.put(None)
+        self._thread.join()
+        os.close(self._lock)
+
+    # The thread that owns the database.
+
+    def _ask(self, query: str, values: tuple[Any, ...]) -> list[Any]:
+        return self._write(lambda database: database.execute(query, values).fetchall())
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        wish = _Wish(work)
+        self._wishes.put(wish)
+        result: T = wish.result.result()
+        return result
+
+    def _serve(self) -> None:
+        try:
+            while (wish := self._wishes.get()) is not None:
+                self._commit([wish, *_drain(self._wishes)])
+        finally:
+            self._database.close()
+
+    def _commit(self, wishes: "list[_Wish]") -> None:
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            answers = [wish.fulfil(self._database) for wish in wishes]
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.execute("ROLLBACK")
+            answers = [_storage_error(error, self._folder) for _ in wishes]
+        for wish, answer in zip(wishes, answers, strict=True):
+            wish.settle(answer)
+
+    # Opening.
+
+    def _open(self, stamp: str) -> sqlite3.Connection:
+        path = self._folder / _DATABASE
+        try:
+            return _open(path)
+        except _UnusableError as unusable:
+            self.set_aside = _set_aside(path, unusable, stamp)
+            return _open(path)
+
+    def _identify(self) -> tuple[str, tuple[str, ...]]:
+        file = self._folder / "instance"
+        ours = _read_instance(file)
+        known = self._database.execute("SELECT value FROM meta WHERE key = 'instance'").fetchone()
+        if known is not None:
+            if ours != known[0]:
+                _write_instance(file, known[0])
+            return known[0], _former(self._database)
+        instance = secrets.token_hex(8)
+        with _transaction(self._database):
+            self._database.execute("INSERT INTO meta VALUES ('instance', ?)", (instance,))
+            self._database.execute(
+                "INSERT INTO meta VALUES ('former', ?)", (json.dumps([ours] if ours else []),)
+            )
+        _write_instance(file, instance)
+        return instance, _former(self._database)
+
+
+class _Wish:
+    """Something that a worker wants from the database, and the place for its answer."""
+
+    __slots__ = ("_work", "result")
+
+    def __init__(self, work: Callable[[sqlite3.Connection], Any]) -> None:
+        self._work = work
+        self.result: Future[Any] = Future()
+
+    def fulfil(self, database: sqlite3.Connection) -> Any:
+        """Do the work; one wish that cannot be granted does not spoil the others of its transaction."""
+        database.execute("SAVEPOINT wish")
+        try:
+            answer = self._work(database)
+        except sqlite3.Error:
+            raise
+        except Exception as refused:  # noqa: BLE001 - it is raised again where the worker waits
+            database.execute("ROLLBACK TO wish")
+            answer = refused
+        database.execute("RELEASE wish")
+        return answer
+
+    def settle(self, answer: Any) -> None:
+        """Hand over the answer, or raise it where the worker waits."""
+        if isinstance(answer, Exception):
+            self.result.set_exception(answer)
+        else:
+            self.result.set_result(answer)
+
+
+def _drain(wishes: "queue.SimpleQueue[_Wish | None]") -> "Iterator[_Wish]":
+    while not wishes.empty():
+        wish = wishes.get()
+        if wish is None:
+            wishes.put(None)
+            return
+        yield wish
+
+
+_COLUMNS = "inbox, name, state, target, remote_name, sha256, file_id, finished_at, facts"
+_INSERT = f"INSERT INTO delivery ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - no input in it
+_UPDATE = f"UPDATE delivery SET ({_COLUMNS}) = (?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ?"  # noqa: S608
+
+
+def _put(database: sqlite3.Connection, delivery: Delivery) -> int:
+    values = _values(delivery)
+    try:
+        if delivery.row is not None:
+            _run(database, _UPDATE, (*values, delivery.row))
+            return delivery.row
+        # A file that was tried before and is another one now starts anew.
+        _run(database, "DELETE FROM delivery WHERE inbox = ? AND name = ? AND state = 'waiting'", values[:2])
+        row = database.execute(_INSERT, values).lastrowid
+    except sqlite3.IntegrityError as conflict:
+        if "remote_name" in str(conflict):
+            raise AttemptOpenError(delivery.remote_name) from None
+        if "file_id" in str(conflict):
+            raise IdKnownError(delivery.file_id) from None
+        raise
+    return row or 0
+
+
+def _values(delivery: Delivery) -> tuple[Any, ...]:
+    facts = asdict(delivery)
+    del facts["row"]
+    return (
+        os.fsencode(delivery.inbox),
+        os.fsencode(delivery.name),
+        delivery.state,
+        delivery.target,
+        delivery.remote_name,
+        delivery.sha256,
+        delivery.file_id,
+        delivery.finished_at,
+        json.dumps(facts),
+    )
+
+
+def _delivery(row: tuple[int, str]) -> Delivery:
+    facts = json.loads(row[1])
+    facts["state"] = State(facts["state"])
+    facts["windows"] = tuple((start, end) for start, end in facts["windows"])
+    return Delivery(**facts, row=row[0])
+
+
+def _run(database: sqlite3.Connection, statement: str, values: tuple[Any, ...]) -> None:
+    database.execute(statement, values)
+
+
+class _UnusableError(Exception):
+    """The database's file is there and cannot be used."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open or make the database. Raise _UnusableError for a damaged or newer one, OSError for disk faults."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+    try:
+        _prepare(database)
+    except sqlite3.Error as error:
+        database.close()
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise _UnusableError("damaged", str(error)) from None
+        raise _storage_error(error, path.parent) from None
+    except _UnusableError:
+        database.close()
+        raise
+    return database
+
+
+def _prepare(database: sqlite3.Connection) -> None:
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    (schema,) = database.execute("PRAGMA user_version").fetchone()
+    if schema > SCHEMA:
+        raise _UnusableError("newer", f"its schema is {schema}, this version of sfwatch knows {SCHEMA}")
+    (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if sound != "ok":
+        raise _UnusableError("damaged", str(sound))
+    if schema == 0:
+        with _transaction(database):
+            for statement in filter(str.strip, _CREATE.split(";")):
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+@contextlib.contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+
+
+def _set_aside(path: Path, unusable: _UnusableError, stamp: str) -> SetAside:
+    aside = path.with_name(f"journal.{unusable.reason}-{stamp}.sqlite3")
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    return SetAside(str(aside), unusable.reason, str(unusable))
+
+
+_FAULTS = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+}
+
+
+def _storage_error(error: sqlite3.Error, folder: Path) -> Exception:
+    """Return what the disk said, as the OSError that any other write would have raised."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, *_FAULTS):
+        number = _FAULTS.get(code, errno.EIO)
+        return OSError(number, f"{os.strerror(number)} ({error})", str(folder))
+    return JournalError(f"the journal in {folder} failed: {error}")
+
+
+def _lock(state_dir: Path) -> int:
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StateInUseError(
+            f"another sfwatch works with the state folder {state_dir}: stop it, or give this one a state_dir"
+            " of its own"
+        ) from None
+    return fd
+
+
+def _former(database: sqlite3.Connection) -> tuple[str, ...]:
+    (former,) = database.execute("SELECT value FROM meta WHERE key = 'former'").fetchone()
+    return tuple(json.loads(former))
+
+
+def _read_instance(file: Path) -> str | None:
+    try:
+        text = file.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    return text if _INSTANCE.fullmatch(text) else None
+
+
+_INSTANCE = re.compile("[0-9a-f]{16}")
+
+
+def _write_instance(file: Path, instance: str) -> None:
+    fresh = file.with_name("instance.new")
+    with fresh.open("w") as stream:
+        stream.write(instance + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    fresh.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(folder)
+    os.close(folder)
