@@ -447,8 +447,11 @@ def _mount_id(fd: int) -> int:
 
 
 def _fs_type(number: int) -> str:
-    """From proc(5), /proc/pid/mountinfo: the type stands behind a lone hyphen. Paths in it may be any bytes."""
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    """From proc(5), /proc/pid/mountinfo: the type stands behind a lone hyphen.
+
+    Paths in it may be any bytes but blanks and newlines (a carriage return comes as it is).
+    """
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
         if line.split(b" ", 1)[0] == b"%d" % number:
             return os.fsdecode(line.partition(b" - ")[2].split(b" ", 1)[0])
     return "unknown"
