@@ -130,7 +130,7 @@ def _note(previous: Observed | None, sighting: Sighting | Unreadable, rules: Rul
         previous = Observed(first_at=now, fingerprint=fingerprint, unchanged_since=now)
     busy = isinstance(sighting, Sighting) and sighting.lease is Lease.BUSY
     # Being open for writing counts as a change: a second store to a mapped page alters none of the numbers.
-    rested = not busy and _unchanged(previous.fingerprint, fingerprint, rules)
+    rested = previous.busy_since is None and not busy and _unchanged(previous.fingerprint, fingerprint, rules)
     return replace(
         previous,
         fingerprint=fingerprint,
