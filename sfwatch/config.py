@@ -1,8 +1,8 @@
 """YAML text to frozen values, or every problem at once with its path and line.
 
 The tables `API`, `INBOX`, `UPLOADS`, `LOG` and `TOP` are the whole of the language: one entry a key, with its
-form and what it is for. The defaults stand in settings.py and nowhere else. Reading goes in three steps: text to
-YAML nodes (they know their lines), nodes to values by the tables, values to a `Config`, with what concerns
+form and what it is for. The defaults stand in settings.py and nowhere else. Reading goes in three steps: text
+to YAML nodes (they know their lines), nodes to values by the tables, values to a `Config`, with what concerns
 several keys.
 
 Values are taken from the text as it was written, never as YAML 1.1 would read it: `name: on` is the name "on",
@@ -242,9 +242,7 @@ def _read_line(text: str) -> str:
 def _read_path(text: str) -> Path:
     _read_line(text)
     if text[0] in "~$":
-        raise Wrong(
-            f"`{text[0]}` is not expanded: write the path out, from / or relative to the folder of this file"
-        )
+        raise Wrong(f"`{text[0]}` is not expanded: write the path out, or relative to this file's folder")
     return Path(text)
 
 
@@ -275,7 +273,7 @@ def _read_marker(text: str) -> str:
 
 
 def _read_url(text: str) -> str:
-    """An address without its final slash, scheme and host in lower case. Never quoted: it may hold a password."""
+    """An address without its final slash, host in lower case. Never quoted: it may hold a password."""
     if not re.fullmatch(r"[!-~]+", text) or set(text) & set('\\"<>^`{|}'):
         raise Wrong("has characters that no address has: write it like https://api.siliconflow.cn/v1")
     url = _split(text)
@@ -508,12 +506,12 @@ def _looks_secret(text: str) -> bool:
 
 def _shown(text: str) -> str:
     """A value in quotes if it is so short and plain that it can't be a key."""
-    return repr(text) if len(text) <= 20 and not re.search("sk-", text, re.IGNORECASE) else "this"
+    return repr(text) if len(text) <= 20 and "sk-" not in text.lower() else "this"
 
 
 def _join(path: str, name: str) -> str:
-    known = re.fullmatch(r"[\w.<-]{1,31}", name) and not _looks_secret(name)
-    shown = name if known else f"(a key of {len(name)} characters)"
+    plain = re.fullmatch(r"[\w.<-]{1,31}", name) and "sk-" not in name.lower()
+    shown = name if plain else f"(a key of {len(name)} characters)"
     return f"{path}.{shown}" if path else shown
 
 
