@@ -46,7 +46,7 @@ NEXT_STEPS: Mapping[str, str] = MappingProxyType(
         "custom_id_invalid": "Make each `custom_id` a string that is not empty, then drop the file again.",
         "custom_id_repeated": "Give each line a `custom_id` of its own, then drop the file again.",
         "messages_missing": "Give each line its `body.messages`, then drop the file again.",
-        "messages_invalid": "Make each `body.messages` a list as the batch guide shows, then drop the file again.",
+        "messages_invalid": "Make each `body.messages` a list as the batch guide shows, then drop it again.",
         "role_invalid": "Use the roles system, user and assistant only, then drop the file again.",
         "last_role_not_user": "Let the last message of each line be the user's, then drop the file again.",
         "empty": "Write at least one request into the file, then drop it again.",
