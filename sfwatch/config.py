@@ -683,7 +683,7 @@ def _look_at_overlaps(
                 text = f"lies inside {notes.place(f'{homes[parent]}.path')}: no inbox may lie inside another"
                 notes.add(f"{where}.path", text)
         for key, folder in (("path", inbox.path), ("done", inbox.done), ("failed", inbox.failed)):
-            if _OUR_FOLDER in folder.parts:
+            if _OUR_FOLDER in realpath(folder).parts:
                 notes.add(f"{where}.{key}", f"lies in a {_OUR_FOLDER} folder, where files under way are kept")
 
 
@@ -747,7 +747,7 @@ def _read_text(path: Path) -> str:
 
 
 def _is_writable(folder: Path) -> bool:
-    return os.access(folder if folder.exists() else folder.parent, os.W_OK)
+    return os.access(folder if os.path.lexists(folder) else folder.parent, os.W_OK)
 
 
 def find(

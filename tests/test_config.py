@@ -218,7 +218,21 @@ def test_text_that_is_nearly_yaml_raises_nothing_else(text: str) -> None:
     assert isinstance(found, Config) or found.problems
 
 
-_WRONG = [None, True, 0, -1, 5, 1.5, float("nan"), 10**30, b"x", {"a": 1}, {1, 2}, [[]], ["a", None]]
+_WRONG: list[object] = [
+    None,
+    True,
+    0,
+    -1,
+    5,
+    1.5,
+    float("nan"),
+    10**30,
+    b"x",
+    {"a": 1},
+    {1, 2},
+    [[]],
+    ["a", None],
+]
 _TEXTS = ["", "a", "/", "/a", "..", "5s", "1GB", "never", "é\0\n", "2026-11-22"]
 _VALUES = st.sampled_from([*_WRONG, *_TEXTS, dt.date(2026, 11, 22)])
 
