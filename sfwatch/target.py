@@ -119,7 +119,7 @@ def after_accepted(t: Target, file: Hashable, now: float) -> Target:  # noqa: AR
     )
 
 
-def after_account_fault(  # noqa: PLR0917 — who, why, when
+def after_account_fault(
     t: Target, file: Hashable | None, reason: str, detail: str, now: float, luck: float
 ) -> Target:
     """Hold the target, or if this was the hold's trial, make the pause longer.
@@ -135,7 +135,7 @@ def after_account_fault(  # noqa: PLR0917 — who, why, when
     return _failed(told, file, reason, detail, now=now, luck=luck)
 
 
-def after_not_now(  # noqa: PLR0917 — who, why, when
+def after_not_now(
     t: Target,
     file: Hashable,
     reason: str,
@@ -161,9 +161,7 @@ def after_not_now(  # noqa: PLR0917 — who, why, when
     return told
 
 
-def after_unknown(  # noqa: PLR0917 — who, why, when
-    t: Target, file: Hashable, reason: str, detail: str, now: float, luck: float
-) -> Target:
+def after_unknown(t: Target, file: Hashable, reason: str, detail: str, now: float, luck: float) -> Target:
     """Count a lost answer: files that all end so would each be sent whole in an outage of 502s.
 
     Three in a row, together with "not now", of two files or more hold the target (`no_answers`).
