@@ -138,16 +138,52 @@ class _Reader(InotifyFD):
 
 
 class _Watch:
-    """What the reader's thread and the doorbell both know of one inbox."""
+    """One inbox's watched folders; what the reader's thread and the doorbell both know of it."""
 
-    def __init__(self, inbox: str, ring: Ring) -> None:
+    def __init__(self, inbox: str, ring: Ring, reader: _Reader) -> None:
         self.inbox = inbox
         self.ring = ring
+        self.reader = reader
         self.bells: dict[str, _Bell] = {}
         self.folders_changed = False
 
     def intact(self) -> bool:
-        return "" in self.bells and not any(bell.ended for bell in self.bells.values())
+        armed = "" in self.bells and not any(bell.ended for bell in self.bells.values())
+        return armed and self.reader.is_alive()
+
+    def arm_all(self, top: str, *, recursive: bool) -> None:
+        """Arm what is not armed yet: each folder before it is read, so that nothing slips in between."""
+        self.folders_changed = False
+        self._arm(top, "", recursive=recursive)
+        if not recursive:
+            return
+        mount = files.identity(Path(top)).mount
+        todo = [""]
+        while todo:
+            folders = _level(top, todo.pop(), mount).folders
+            todo += [folder for folder in folders if self._arm_if_there(top, folder)]
+
+    def disarm_all(self) -> None:
+        self.reader.remove_callbacks([(bell.wd, bell.id) for bell in self.bells.values()])
+
+    def _arm(self, top: str, folder: str, *, recursive: bool) -> None:
+        if folder in self.bells:
+            return
+        path = _below(top, folder)
+        bell = _Bell(self, folder, recursive=recursive)
+        bell.wd = self.reader.add_callback(os.fsencode(path), _MASK, bell, bell.id)
+        if bell.wd == -1:  # watchdog passes over EACCES
+            self.reader.remove_callbacks([(bell.wd, bell.id)])
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        self.bells[folder] = bell
+
+    def _arm_if_there(self, top: str, folder: str) -> bool:
+        """False if a sub-folder is gone or closed to us, which the next look says."""
+        try:
+            self._arm(top, folder, recursive=True)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return False
+        return True
 
     def tell_folders_changed(self) -> None:
         if not self.folders_changed:
@@ -173,6 +209,8 @@ class _Bell:
         why = next((text for bit, text in _ENDINGS.items() if event.mask & bit), None)
         if why is not None:
             self._end(why)
+        elif self.ended:  # the kernel goes on watching a folder that was moved away
+            return
         elif event.name and not event.name.startswith(b"."):
             self._came(event)
 
@@ -218,25 +256,20 @@ class Doorbell:
         refusal the inbox is merely not rung for, or of a tree not all of it is. It can't be seen from here that
         another folder lies at `path` now: compare `files.identity`, and `unwatch` first.
         """
-        if not self.healthy(name):
-            self.unwatch(name)
-        watch = self._watches.setdefault(name, _Watch(name, self._ring))
-        watch.folders_changed = False  # before the folders are read, so that what comes meanwhile is told
         try:
-            self._arm_all(watch, os.path.realpath(path), recursive=recursive)
+            self._intact_watch(name).arm_all(os.path.realpath(path), recursive=recursive)
         except OSError as error:
             return _refusal(error, path)
         return None
 
     def unwatch(self, name: str) -> None:
         watch = self._watches.pop(name, None)
-        if watch is not None and self._reader is not None:
-            self._reader.remove_callbacks([(bell.wd, bell.id) for bell in watch.bells.values()])
+        if watch is not None:
+            watch.disarm_all()
 
     def healthy(self, name: str) -> bool:
         """Whether the inbox is watched, with nothing known to have ended that, even in a sub-folder."""
-        alive = self._reader is not None and self._reader.is_alive()
-        return alive and name in self._watches and self._watches[name].intact()
+        return name in self._watches and self._watches[name].intact()
 
     def close(self) -> None:
         """End all watches, without a ring, and the thread."""
@@ -246,43 +279,17 @@ class Doorbell:
             self._reader.stop()
             self._reader.join()
 
-    def _arm_all(self, watch: _Watch, top: str, *, recursive: bool) -> None:
-        reader = self._living_reader()
-        _arm(reader, watch, top, "", recursive=recursive)
-        if not recursive:
-            return
-        mount = files.identity(Path(top)).mount
-        todo = [""]
-        while todo:  # each folder is armed before it is read, so that nothing slips in between
-            folders = _level(top, todo.pop(), mount).folders
-            todo += [folder for folder in folders if _arm_if_there(reader, watch, top, folder)]
+    def _intact_watch(self, name: str) -> _Watch:
+        if not self.healthy(name):
+            self.unwatch(name)
+            self._watches[name] = _Watch(name, self._ring, self._living_reader())
+        return self._watches[name]
 
     def _living_reader(self) -> _Reader:
         if self._reader is None or not self._reader.is_alive():
             self._reader = _Reader()
             self._reader.start()
         return self._reader
-
-
-def _arm(reader: _Reader, watch: _Watch, top: str, folder: str, *, recursive: bool) -> None:
-    if folder in watch.bells:
-        return
-    path = _below(top, folder)
-    bell = _Bell(watch, folder, recursive=recursive)
-    bell.wd = reader.add_callback(os.fsencode(path), _MASK, bell, bell.id)
-    if bell.wd == -1:  # watchdog passes over EACCES
-        reader.remove_callbacks([(bell.wd, bell.id)])
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-    watch.bells[folder] = bell
-
-
-def _arm_if_there(reader: _Reader, watch: _Watch, top: str, folder: str) -> bool:
-    """Arm a sub-folder; False if it is gone or closed to us, which the next look says."""
-    try:
-        _arm(reader, watch, top, folder, recursive=True)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return False
-    return True
 
 
 def _refusal(error: OSError, path: Path) -> str:

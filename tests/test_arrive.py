@@ -344,8 +344,10 @@ def test_lost_events_are_told(folder: Path) -> None:
     doorbell.close()
 
 
-def test_a_reader_that_fails_says_so_and_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its error is not swallowed: the thread ends, each inbox is told of, and `watch` mends it."""
+def test_a_reader_that_fails_says_so_and_is_replaced(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is not swallowed: the thread ends, no inbox is healthy, `watch` mends each."""
     errors: queue.SimpleQueue[type[BaseException]] = queue.SimpleQueue()
     monkeypatch.setattr(threading, "excepthook", lambda args: errors.put(args.exc_type))
     porch = Porch()
@@ -357,15 +359,21 @@ def test_a_reader_that_fails_says_so_and_is_replaced(folder: Path, monkeypatch: 
         porch.mailbox.put(ring)
 
     porch.doorbell = Doorbell(ring)
+    (tmp_path / "other").mkdir()
+    porch.watch(tmp_path / "other", "other")
     porch.watch(folder)
     reader = porch.doorbell._reader
     assert reader is not None
     (folder / "x.jsonl").touch()
     assert errors.get(timeout=5) is ZeroDivisionError
-    assert isinstance(porch.next(), WatchEnded)
+    ended = [porch.next(), porch.next()]
+    assert [ring.inbox for ring in ended if isinstance(ring, WatchEnded)] == ["other", "in"]
     reader.join(5)
     failing = False
     assert_watched_anew(porch, folder)
+    assert not porch.doorbell.healthy("other")
+    porch.doorbell.unwatch("other")
+    assert porch.doorbell.healthy("in")
     porch.doorbell.close()
 
 
