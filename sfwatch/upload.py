@@ -25,6 +25,7 @@ import io
 import math
 import mmap
 import os
+import re
 import select
 import socket
 import ssl
@@ -64,6 +65,7 @@ SLICE_S = 0.25
 
 _HEADER_LIMIT = 1000
 _TRACE_ID = "x-siliconcloud-trace-id"
+_UNFIT = re.compile(r'[\x00-\x1f\x7f-\x9f"\\\ud800-\udfff]')
 
 
 class Pace:
@@ -375,13 +377,13 @@ def _form_head(boundary: str, purpose: str, remote_name: str) -> bytes:
 
 
 def _header_text(text: str) -> str:
-    if not text.isprintable() or not {'"', "\\"}.isdisjoint(text):
-        raise ValueError(f"{text!r} does not fit into a form: quotes, backslashes and control characters")
+    if unfit := _UNFIT.search(text):
+        raise ValueError(f"{unfit[0]!r} does not fit into a form's header, and stands in {text!r}")
     return text
 
 
 def _with_key(blank: requests.PreparedRequest, key: str) -> requests.PreparedRequest:
-    if not (key.isascii() and key.isprintable() and key.strip() == key != ""):
+    if not (key.isascii() and key.isprintable() and key == key.strip() != ""):
         raise ValueError("the key has characters that cannot stand in a header")  # never quote it
     request = blank.copy()
     request.headers["Authorization"] = f"Bearer {key}"
@@ -437,9 +439,9 @@ def _answer(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
 class _Deadline(io.RawIOBase):
     """The bytes of an answer, first those that were read already, and none after the deadline."""
 
-    def __init__(self, wire: io.RawIOBase, sock: socket.socket, early: bytes, within_s: float) -> None:
-        self._wire = wire
+    def __init__(self, sock: socket.socket, early: bytes, within_s: float) -> None:
         self._sock = sock
+        self._wire: io.RawIOBase = sock.makefile("rb", buffering=0)
         self._early = early
         self._until = time.monotonic() + within_s
 
@@ -475,13 +477,11 @@ class _Lines(io.BufferedReader):
 class _Reply(http.client.HTTPResponse):
     """An answer that is bounded in time, passes over all 1xx, and knows whether its headers are whole."""
 
-    def __init__(
-        self, sock: socket.socket, *args: Any, early: bytes, last: bool, within_s: float, **options: Any
-    ) -> None:
+    def __init__(self, sock: socket.socket, *args: Any, wire: _Deadline, last: bool, **options: Any) -> None:
         super().__init__(sock, *args, **options)
+        self.fp.close()  # its own way of reading from the socket
+        self.fp = self._lines = _Lines(wire)
         self._last = last
-        self._lines = _Lines(_Deadline(self.fp.detach(), sock, early, within_s))
-        self.fp = self._lines
 
     def begin(self) -> None:
         super().begin()
@@ -618,33 +618,35 @@ class _Connection(urllib3.connection.HTTPConnection):
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself does
         self._used_at = time.monotonic()
-        within_s = self._terms.read_timeout_s
-        self.response_class = partial(_Reply, early=self._early, last=self._broken_off, within_s=within_s)  # type: ignore[assignment]
+        self.response_class = self._new_reply  # type: ignore[assignment]  # it makes one, all the same
+        host, within_s = self._terms.host, self._terms.read_timeout_s
         try:
-            return _whole(super().getresponse(), self._terms.host)
+            return self._whole(super().getresponse())
         except TimeoutError as error:
-            detail = f"{self._terms.host} gave no answer within {within_s:g} s"
-            raise _Failure(Trouble.STALLED, detail) from error
+            raise _Failure(Trouble.STALLED, f"{host} gave no answer within {within_s:g} s") from error
         except OSError as error:
             raise self._reset(error) from error
-        except http.client.HTTPException as error:
-            detail = f"the answer of {self._terms.host} is no HTTP: {_plain(error)}"
-            raise _Failure(Trouble.CUT, detail) from error
+        except (http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
+            self._reply.close()
+            raise _Failure(Trouble.CUT, f"the answer of {host} is no HTTP: {_plain(error)}") from error
         finally:
             self.response_class = http.client.HTTPResponse  # a proxy's answer to CONNECT is read by it too
+
+    def _new_reply(self, sock: socket.socket, *args: Any, **options: Any) -> _Reply:
+        wire = _Deadline(sock, self._early, self._terms.read_timeout_s)
+        self._reply = _Reply(sock, *args, wire=wire, last=self._broken_off, **options)
+        return self._reply
+
+    def _whole(self, response: urllib3.HTTPResponse) -> urllib3.HTTPResponse:
+        if self._reply.has_whole_head:
+            return response
+        detail = f"the answer of {self._terms.host} broke off within its headers"
+        response.close()
+        raise _Failure(Trouble.CUT, detail, _answer(response.status, response.headers, b""))
 
     def _reset(self, error: OSError) -> _Failure:
         detail = f"{self._terms.host} broke the connection off without an answer: {_plain(error)}"
         return _Failure(Trouble.RESET, detail)
-
-
-def _whole(response: urllib3.HTTPResponse, host: str) -> urllib3.HTTPResponse:
-    reply = response._original_response  # noqa: SLF001 - urllib3 offers no other way to it
-    if isinstance(reply, _Reply) and not reply.has_whole_head:
-        answer = _answer(response.status, response.headers, b"")
-        response.close()
-        raise _Failure(Trouble.CUT, f"the answer of {host} broke off within its headers", answer)
-    return response
 
 
 class _TlsConnection(_Connection, urllib3.connection.HTTPSConnection):
