@@ -1,0 +1,183 @@
+"""The only place where parts are made and joined."""
+
+import os
+import queue
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import FrameType
+from urllib.parse import urlsplit
+
+from sfwatch import __version__, arrive, key
+from sfwatch.daemon import Daemon, Mailbox, Signalled
+from sfwatch.job import Tools
+from sfwatch.journal import SqliteJournal
+from sfwatch.logs import EventLog
+from sfwatch.service import Service
+from sfwatch.settings import Api, Config, Inbox
+from sfwatch.target import Target
+from sfwatch.upload import Client, Pace
+
+SPARE_WORKERS = 2
+"""Workers beside those that upload: for moves that a full disk has kept waiting, and for probes."""
+
+
+@dataclass(slots=True)
+class Switch:
+    """Turned on once, by the main thread; seen by every worker between two blocks."""
+
+    on: bool = False
+
+    def turn_on(self) -> None:
+        """Tell the workers to break off."""
+        self.on = True
+
+    def is_on(self) -> bool:
+        """Return whether workers are to break off."""
+        return self.on
+
+
+@contextmanager
+def daemon(config: Config, *, log: EventLog, environ: Mapping[str, str]) -> Iterator[Daemon]:
+    """Make a daemon for these settings; its journal and doorbell are closed at the end.
+
+    Raises JournalError (another daemon is at work there) and OSError if the state folder cannot be used.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    journal = SqliteJournal(config.state_dir, stamp=stamp)
+    try:
+        mailbox: Mailbox = queue.SimpleQueue()
+        doorbell = arrive.Doorbell(mailbox.put)
+        switch = Switch()
+        services = _services(config, journal, log, environ, switch.is_on)
+        journal.prune(time.time() - config.history_days * 86400)
+        _say_first(config, journal, log, environ)
+        try:
+            yield Daemon(
+                config=config,
+                services=services,
+                service_of={i.name: services[target_name(i.api, environ)] for i in config.inboxes},
+                journal=journal,
+                doorbell=doorbell,
+                mailbox=mailbox,
+                pool=ThreadPoolExecutor(_workers(config, services), thread_name_prefix="worker"),
+                log=log,
+                environ=environ,
+                clock=time.monotonic,
+                wall=time.time,
+                luck=random.random,
+                abort=switch.turn_on,
+            )
+        finally:
+            doorbell.close()
+    finally:
+        journal.close()
+
+
+def target_name(api: Api, environ: Mapping[str, str]) -> str:
+    """Return what events call a target: its host, and where the key comes from."""
+    return f"{urlsplit(api.base_url).netloc} ({key.source(api, environ)})"
+
+
+def _services(
+    config: Config,
+    journal: SqliteJournal,
+    log: EventLog,
+    environ: Mapping[str, str],
+    stop: Callable[[], bool],
+) -> dict[str, Service]:
+    pace = Pace(config.uploads.max_rate) if config.uploads.max_rate is not None else None
+    inboxes: dict[str, list[Inbox]] = {}
+    for inbox in config.inboxes:
+        inboxes.setdefault(target_name(inbox.api, environ), []).append(inbox)
+    return {
+        name: Service(
+            tools=Tools(
+                target=name,
+                client=Client(
+                    theirs[0].api,
+                    connections=config.uploads.concurrency,
+                    user_agent=f"sfwatch/{__version__}",
+                ),
+                journal=journal,
+                uploads=config.uploads,
+                state_dir=str(config.state_dir),
+                log=log.bind(target=name),
+                environ=environ,
+                clock=time.monotonic,
+                wall=time.time,
+                stop=stop,
+                pace=pace,
+            ),
+            state=Target(
+                config.uploads.concurrency,
+                first_s=config.uploads.first_retry_s,
+                longest_s=config.uploads.longest_retry_s,
+            ),
+            inboxes=deque(inbox.name for inbox in theirs),
+        )
+        for name, theirs in inboxes.items()
+    }
+
+
+def _workers(config: Config, services: Mapping[str, Service]) -> int:
+    return config.uploads.concurrency * len(services) + SPARE_WORKERS
+
+
+def _say_first(config: Config, journal: SqliteJournal, log: EventLog, environ: Mapping[str, str]) -> None:
+    aside = journal.set_aside
+    if aside is not None:
+        detail = (
+            f"it is {aside.reason} ({aside.detail}) and lies as {aside.path} now; a new one was begun."
+            " Files that were under way are looked up in the service's listing; tries are counted anew"
+        )
+        log("journal.set_aside", path=aside.path, reason=aside.reason, detail=detail)
+    for warning in {text for inbox in config.inboxes for text in key.warnings(inbox.api, environ)}:
+        log("config.warning", detail=warning)
+
+
+@contextmanager
+def signals(mailbox: Mailbox) -> Iterator[None]:
+    """Turn signals into mail, and nothing else; restore what was before."""
+
+    def deliver(number: int, _frame: FrameType | None) -> None:
+        mailbox.put(Signalled(number))
+
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, deliver) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(config: Config, *, log: EventLog, environ: Mapping[str, str], drain_s: float | None = None) -> int:
+    """Run the daemon until it is told to stop, or until nothing is left to do; return the exit status.
+
+    Ends the process itself if a worker is still stuck in an upload after the grace: Python would wait for it.
+    """
+    with daemon(config, log=log, environ=environ) as it:
+        with signals(it.mailbox):
+            it.start()
+            if drain_s is not None:
+                it.drain_until = it.clock() + drain_s
+            it.run()
+        status = exit_status(it) if drain_s is not None else 0
+        if it.busy:
+            os._exit(status or (128 + (it.stop_signal or 0) if it.leave_at_once else 0))
+        it.pool.shutdown(wait=False)
+    return status
+
+
+def exit_status(it: Daemon) -> int:
+    """Return what `once` ends with: 1 if a file failed, 75 if one had to wait, 0 if all are done."""
+    if it.counts.failed:
+        return 1
+    return 75 if it.unfinished() else 0

@@ -1,0 +1,287 @@
+"""Once the answer is durable, only this is left: publish the sidecar or report, then move the file beside it.
+
+Nothing here talks to the service, and every step may be done again: it ends in one file and one sidecar however
+often a crash or a full disk interrupts it. The target's name is in the journal before the sidecar is published,
+the sidecar is durable before the file appears beside it, and the row is finished last.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sfwatch import __version__, claim, files, move, record
+from sfwatch.job import Done, Failed, InboxGone, Job, NoStorage, Outcome, Tools
+from sfwatch.journal import Delivery, State
+
+_TRIES = 20
+
+STORAGE_REASONS = {
+    errno.ENOSPC: "no_space",
+    errno.EDQUOT: "quota",
+    errno.EROFS: "read_only",
+    errno.EACCES: "no_permission",
+    errno.EPERM: "no_permission",
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    errno.EFBIG: "no_space",
+}
+"""Short codes for what keeps a folder from taking a file; anything else is `io_error`."""
+
+
+class StorageError(Exception):
+    """A folder does not take what must be written there."""
+
+    def __init__(self, folder: str, error: OSError) -> None:
+        super().__init__(f"{folder}: {error.strerror or error}")
+        self.folder = folder
+        self.reason = STORAGE_REASONS.get(error.errno or 0, "io_error")
+        self.detail = f"{folder} does not take files: {error.strerror or error}"
+
+    def outcome(self, *, claimed: bool, known: Delivery | None = None) -> NoStorage:
+        """Say it as the outcome of a job."""
+        return NoStorage(self.folder, self.reason, self.detail, claimed, known)
+
+
+@contextmanager
+def storage(folder: Path | str) -> Iterator[None]:
+    """Name the folder that any OSError within is the fault of."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(str(folder), error) from error
+
+
+def save(tools: Tools, known: Delivery) -> Delivery:
+    """Make *known* durable. Raise StorageError if the state folder does not take it."""
+    with storage(tools.state_dir):
+        return tools.journal.save(known)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Where a file goes to, and the document beside it."""
+
+    folder: Path
+    suffix: str
+    state: State
+    document: bytes
+
+
+def file_away(job: Job, tools: Tools, known: Delivery) -> Outcome:
+    """File under done or failed a file whose answer (or refusal) is in the journal."""
+    ending = _ending(job, known)
+    try:
+        with _claimed(job, tools, known) as fd:
+            known = _publish_and_move(job, tools, known, ending, fd)
+    except FileNotFoundError:
+        return _without_its_file(job, tools, known, ending)
+    except StorageError as error:
+        return error.outcome(claimed=True, known=known)
+    return _finished(job, tools, known, ending)
+
+
+@contextmanager
+def _claimed(job: Job, tools: Tools, known: Delivery) -> Iterator[int]:
+    """The claimed file, open. A power cut may have undone the claim: then it is taken again."""
+    instance = tools.journal.instance
+    if not is_claimed(job, tools) and lies_in_inbox(job, known):
+        with storage(job.inbox.path):
+            claim.take(job.inbox.path, instance, job.name)
+    fd = claim.open_claimed(job.inbox.path, instance, job.name)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def is_claimed(job: Job, tools: Tools) -> bool:
+    """Whether this file lies in our folder of claims."""
+    try:
+        os.close(claim.open_claimed(job.inbox.path, tools.journal.instance, job.name))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def lies_in_inbox(job: Job, known: Delivery) -> bool:
+    """Whether the very file that the journal speaks of is (again) in the inbox under its own name."""
+    try:
+        with files.folder(os.path.realpath(job.inbox.path)) as top, files.parent(top, job.name) as (fd, base):
+            st = files.lstat(base, dir_fd=fd)
+    except (FileNotFoundError, NotADirectoryError, files.NotRegular):
+        return False
+    return (st.st_ino, st.st_size, st.st_mtime_ns) == (known.ino, known.size, known.mtime_ns)
+
+
+def _publish_and_move(job: Job, tools: Tools, known: Delivery, ending: Ending, fd: int) -> Delivery:
+    *folders, base = files.parts(job.name)
+    claims = claim.claims_folder(job.inbox.path, tools.journal.instance)
+    with storage(ending.folder), files.folder(os.path.realpath(ending.folder)) as top:
+        with files.below(top, folders, make=0o770) as target, files.folder(claims) as mine:
+            with files.parent(mine, job.name) as (source, _):
+                known = _place(tools, known, ending, target, source, base, fd)
+                _move_marker(known, source, target, base)
+    claim.discard_empty_folders(job.inbox.path, tools.journal.instance)
+    return known
+
+
+def _place(
+    tools: Tools, known: Delivery, ending: Ending, target: int, source: int, base: str, fd: int
+) -> Delivery:
+    """Reserve a name by its sidecar and move the file to it; a name that was taken meanwhile is passed over."""
+    sha256 = known.sha256 or ""
+    for _ in range(_TRIES):
+        if known.target_name is None:
+            known = _with_name(tools, known, ending, target, base)
+        name = known.target_name or base
+        try:
+            record.reserve(target, name, ending.suffix, ending.document, sha256=sha256)
+        except FileExistsError:
+            if move.finish(source, base, target, name, fd=fd, sha256=sha256):
+                return known
+            known = replace(known, target_name=None)
+            continue
+        try:
+            move.move(source, base, target, name, fd=fd, sha256=sha256)
+        except FileExistsError:
+            record.unreserve(target, name, ending.suffix, sha256=sha256)
+            known = replace(known, target_name=None)
+            continue
+        return known
+    raise OSError(errno.EEXIST, "every name tried was taken by somebody else at once", str(ending.folder))
+
+
+def _with_name(tools: Tools, known: Delivery, ending: Ending, target: int, base: str) -> Delivery:
+    at = datetime.fromtimestamp(tools.wall(), UTC)
+    name = record.choose_name(target, base, ending.suffix, at=at)
+    return save(tools, replace(known, target_name=name))
+
+
+def _move_marker(known: Delivery, source: int, target: int, base: str) -> None:
+    """The producer's marker goes along; it is no file of its own and holds nothing up."""
+    if known.marker is None:
+        return
+    with suppress(OSError, files.NotRegular):
+        marker = base + known.marker
+        with files.regular(marker, dir_fd=source) as fd:
+            beside = f"{known.target_name}{known.marker}"
+            move.move(source, marker, target, beside, fd=fd, sha256=move.digest(fd))
+
+
+def _without_its_file(job: Job, tools: Tools, known: Delivery, ending: Ending) -> Outcome:
+    """The claim is empty: the file was moved before a crash, or somebody took it; or the inbox is away."""
+    if not os.path.isdir(claim.claims_folder(job.inbox.path, tools.journal.instance)):  # noqa: PTH112
+        return InboxGone(known)
+    *folders, base = files.parts(job.name)
+    try:
+        with storage(ending.folder), files.folder(os.path.realpath(ending.folder)) as top:
+            with files.below(top, folders, make=0o770) as target:
+                if known.target_name and _is_there(target, known.target_name, known):
+                    return _finished(job, tools, known, ending, repeated=True)
+                if known.target_name is None:
+                    known = _with_name(tools, known, ending, target, base)
+                with suppress(FileExistsError):
+                    record.reserve(
+                        target,
+                        known.target_name or base,
+                        ending.suffix,
+                        ending.document,
+                        sha256=known.sha256 or "",
+                    )
+    except StorageError as error:
+        return error.outcome(claimed=True, known=known)
+    return _finished(job, tools, known, ending, detail="the file itself was taken away while it was under way")
+
+
+def _is_there(folder: int, name: str, known: Delivery) -> bool:
+    try:
+        st = files.lstat(name, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    return (st.st_size, st.st_mtime_ns) == (known.size, known.mtime_ns)
+
+
+def _finished(
+    job: Job,
+    tools: Tools,
+    known: Delivery,
+    ending: Ending,
+    *,
+    repeated: bool = False,
+    detail: str | None = None,
+) -> Outcome:
+    """Say it, then finish the row: a crash in between repeats the event, it never omits it."""
+    path = ending.folder.joinpath(*files.parts(job.name)[:-1], known.target_name or "")
+    said: dict[str, Any] = {
+        "path": path,
+        "attempts": known.attempts,
+        "total_s": round(tools.clock() - job.seen_at, 3),
+        "repeated": repeated or None,
+    }
+    beside = f"{path}{ending.suffix}"
+    if known.state is State.ACCEPTED:
+        _say_done(tools, known, beside, detail=detail, **said)
+    else:
+        _say_failed(tools, known, beside, **said)
+    try:
+        save(tools, replace(known, state=ending.state, finished_at=tools.wall()))
+    except StorageError as error:
+        return error.outcome(claimed=True, known=known)
+    return Done(known.size) if ending.state is State.DONE else Failed((known.report or {}).get("reason", ""))
+
+
+def _say_done(tools: Tools, known: Delivery, sidecar: str, **said: Any) -> None:
+    answer = known.answer or {}
+    tools.log(
+        "file.done",
+        size=known.size,
+        file_id=known.file_id or answer["data"]["id"],
+        trace_id=answer.get("trace_id"),
+        sidecar=sidecar,
+        sha256=known.sha256,
+        lines=known.lines,
+        recovered=answer.get("recovered") or None,
+        same_as=answer.get("same_as"),
+        **said,
+    )
+
+
+def _say_failed(tools: Tools, known: Delivery, report: str, **said: Any) -> None:
+    facts = known.report or {}
+    tools.log(
+        "file.failed",
+        size=known.size,
+        report=report,
+        **{key: facts.get(key) for key in ("reason", "detail", "line", "http_status", "trace_id")},
+        **said,
+    )
+
+
+def _ending(job: Job, known: Delivery) -> Ending:
+    if known.state is State.REFUSED:
+        facts = {**(known.report or {}), "sha256": known.sha256, "size": known.size, "attempts": known.attempts}
+        document = record.report(**facts, inbox=job.inbox.name, original_name=job.name, version=__version__)
+        return Ending(job.inbox.failed, record.REPORT, State.FAILED, document)
+    return Ending(job.inbox.done, record.SIDECAR, State.DONE, _sidecar(job, known))
+
+
+def _sidecar(job: Job, known: Delivery) -> bytes:
+    answer = dict(known.answer or {})
+    data = answer.pop("data")
+    facts = {
+        "sha256": known.sha256,
+        "size": known.size,
+        "lines": known.lines,
+        "inbox": job.inbox.name,
+        "original_name": job.name,
+        **answer,
+        "attempts": known.attempts,
+        "settled_by": known.settled_by,
+        "version": __version__,
+    }
+    return record.sidecar(data=data, facts=facts)

@@ -1,0 +1,201 @@
+"""What a worker is asked to do with one file, and what it can answer: values, nothing else.
+
+A worker does one step for one file and answers with exactly one outcome. Whether and when to try again, whether
+a target or a folder is held, is decided by the main thread from these.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sfwatch.journal import Delivery, Journal
+from sfwatch.logs import EventLog
+from sfwatch.settings import Inbox, Uploads
+from sfwatch.settle import Settled
+from sfwatch.upload import Client, Pace
+from sfwatch.verdict import Verdict
+
+
+class Task(StrEnum):
+    """What is wanted of a worker."""
+
+    DELIVER = "deliver"  # take the file as far as it goes, from wherever it is
+    GIVE_BACK = "give_back"  # put a claimed file back into its inbox
+    CONDEMN = "condemn"  # file it under failed, for the reason given
+
+
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """Why a file is given up though nobody has found a fault in it, or after the service has refused it."""
+
+    reason: str
+    detail: str
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One step for one file.
+
+    `known` is what is known of the file and could not be made durable yet, or was handed over with the last
+    outcome. `looked_s` says how long a lost upload has been looked for, `held_s` how long the target was held
+    since the last attempt, `seen_at` (monotonic) when the file was first seen.
+    """
+
+    task: Task
+    inbox: Inbox
+    name: str
+    seen_at: float
+    settled: Settled | None = None
+    known: Delivery | None = None
+    looked_s: float = 0.0
+    held_s: float = 0.0
+    condemned: Condemned | None = None
+    insist: bool = False  # a person wants a lost upload sent again
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a worker works with: one set for each target."""
+
+    target: str
+    client: Client
+    journal: Journal
+    uploads: Uploads
+    state_dir: str
+    log: EventLog
+    environ: Mapping[str, str]
+    clock: Callable[[], float]
+    wall: Callable[[], float]
+    stop: Callable[[], bool]
+    pace: Pace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The file lies in done, its sidecar beside it."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The file lies in failed, its report beside it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The file is not there any more; it was somebody else who took it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackInInbox:
+    """The file is back in its inbox and has to settle anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotTaken:
+    """The file could not be taken, or not be given back (`claimed`): it waits, for this reason."""
+
+    reason: str
+    detail: str
+    claimed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """What lies under this name is no regular file."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Not now, or the account's fault. Back in the inbox, unless its name was taken there (`claimed`)."""
+
+    verdict: Verdict
+    attempt: int
+    first_attempt_at: float | None
+    held_s: float
+    claimed: bool
+    known: Delivery | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The service refuses this file. It is still claimed: the main thread decides what that means."""
+
+    verdict: Verdict
+    known: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The answer is lost; the file stays claimed until it is known what became of it."""
+
+    verdict: Verdict
+    known: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class LookAgain:
+    """It is not in the listing yet."""
+
+    known: Delivery
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """Nobody can tell what became of it. It stays claimed and is looked up now and then."""
+
+    known: Delivery
+    reason: str
+    detail: str
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NoStorage:
+    """A folder does not take what must be written. `known` is what could not be written down."""
+
+    folder: str
+    reason: str
+    detail: str
+    claimed: bool
+    known: Delivery | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InboxGone:
+    """The inbox with its claims is not there; the file is waited for until it is."""
+
+    known: Delivery | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """A bug in sfwatch: said with its traceback; the file stays where it is and is tried again much later."""
+
+    detail: str
+    traceback: str
+
+
+Outcome = (
+    Done
+    | Failed
+    | Gone
+    | BackInInbox
+    | NotTaken
+    | Ignored
+    | Deferred
+    | Refused
+    | Unknown
+    | LookAgain
+    | Undecided
+    | NoStorage
+    | InboxGone
+    | Crashed
+)

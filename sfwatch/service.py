@@ -1,0 +1,76 @@
+"""One target as the main thread sees it: its state, what is under way to it, and whose turn is next.
+
+The rules of holding and pacing are in `target.py`; here they are applied, and a hold is said once when it
+begins and once when it ends.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from sfwatch import target as rules
+from sfwatch.job import Tools
+from sfwatch.table import Key
+from sfwatch.target import Target
+
+
+@dataclass(slots=True)
+class Service:
+    """A host with a key, and the inboxes whose files go there, in turn."""
+
+    tools: Tools
+    state: Target
+    inboxes: deque[str]
+    under_way: dict[Key, str | None] = field(default_factory=dict)
+    blocked: dict[str, list[Key]] = field(default_factory=dict)
+    held_before_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.tools.target
+
+    def held_s(self, now: float) -> float:
+        """Return for how many seconds this target has been held since the start, all holds together."""
+        return self.held_before_s + (now - self.state.hold.since if self.state.hold else 0.0)
+
+    def change(self, after: Target, now: float, *, waiting: int) -> None:
+        """Take over a new state, and say when a hold begins or ends."""
+        before, self.state = self.state, after
+        if before.hold is None and after.hold is not None:
+            self.tools.log(
+                "target.held",
+                reason=after.hold.reason,
+                detail=after.hold.detail,
+                waiting=waiting,
+                probe_in_s=round(after.hold.probe_at - now, 3),
+            )
+        elif before.hold is not None and after.hold is None:
+            held_s = now - before.hold.since
+            self.held_before_s += held_s
+            self.tools.log(
+                "target.resumed", reason=before.hold.reason, waiting=waiting, held_s=round(held_s, 3)
+            )
+
+    def room_for(self, inbox: str, now: float) -> bool:
+        """Return whether a file of this inbox may start; one slot is left to the other inboxes."""
+        if rules.room(self.state, len(self.under_way), now) < 1:
+            return False
+        mine = sum(key[0] == inbox for key in self.under_way)
+        reserved = 1 if len(self.inboxes) > 1 and self.state.concurrency > 1 else 0
+        return mine < self.state.concurrency - reserved
+
+    def start(self, key: Key, remote_name: str | None, now: float) -> None:
+        """Note that this file goes out."""
+        self.under_way[key] = remote_name
+        self.state = rules.started(self.state, key, now)
+
+    def end(self, key: Key) -> list[Key]:
+        """Note that this file is back; return the files that waited for its remote name."""
+        remote_name = self.under_way.pop(key, None)
+        return self.blocked.pop(remote_name, []) if remote_name else []
+
+    def blocks(self, key: Key, remote_name: str | None) -> bool:
+        """Set a file aside whose remote name is in use: two attempts of one name cannot be told apart."""
+        if remote_name is None or remote_name not in self.under_way.values():
+            return False
+        self.blocked.setdefault(remote_name, []).append(key)
+        return True

@@ -1,0 +1,148 @@
+"""All that the process knows of the files it sees: one table, owned by the main thread.
+
+The table only keeps: which files there are, at which stage each is, when it is due and who goes next (the one
+seen first, then by name). It is rebuilt by looking after every start, and asks for no work that grows with the
+number of files that merely wait.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sfwatch.job import Condemned, Task
+from sfwatch.journal import Delivery
+from sfwatch.settle import Observed, Settled
+
+Key = tuple[str, str]
+"""An inbox's name and a file's name relative to it."""
+
+
+class Stage(StrEnum):
+    """Where a file stands, as far as the main thread is concerned."""
+
+    SETTLING = "settling"  # is it whole? looked at when due
+    READY = "ready"  # whole, and next in its inbox's turn
+    UNDER_WAY = "under_way"  # a worker has it
+    WAITING = "waiting"  # tried; due again later
+    PARKED = "parked"  # not ours to take, as long as it stays what it is
+
+
+@dataclass(slots=True)
+class Entry:
+    """One file. Times are monotonic seconds; `due_at` counts while it is settling or waiting."""
+
+    key: Key
+    seen_at: float
+    stage: Stage = Stage.SETTLING
+    due_at: float = 0.0
+    observed: Observed | None = None
+    settled: Settled | None = None
+    task: Task = Task.DELIVER
+    condemned: Condemned | None = None
+    known: Delivery | None = None
+    claimed: bool = False
+    moved_in: bool = False
+    given_back: bool = False  # our own rename rang for it: that proves nothing
+    newcomer: bool = False  # something came under its name while it was claimed
+    insist: bool = False
+    reason: str | None = None  # the waiting reason that was told last
+    failures: int = 0
+    looks: int = 0
+    lost_at: float | None = None
+    held_mark: float = 0.0
+    accepted_mark: int | None = None
+    size: int = 0
+
+    @property
+    def inbox(self) -> str:
+        return self.key[0]
+
+    @property
+    def name(self) -> str:
+        return self.key[1]
+
+
+@dataclass(slots=True)
+class Table:
+    """The files by inbox and name, a clock's worth of due times, and a queue for each inbox."""
+
+    _entries: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    _due: list[tuple[float, int, Key]] = field(default_factory=list)
+    _ready: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    _turns: int = 0
+
+    def get(self, key: Key) -> Entry | None:
+        """Return the entry of this file, if it has one."""
+        return self._entries.get(key[0], {}).get(key[1])
+
+    def names(self, inbox: str) -> dict[str, Entry]:
+        """Return the files of an inbox by their names."""
+        return self._entries.setdefault(inbox, {})
+
+    def entries(self) -> Iterator[Entry]:
+        """Go through all files."""
+        for names in self._entries.values():
+            yield from names.values()
+
+    def __len__(self) -> int:
+        return sum(len(names) for names in self._entries.values())
+
+    def add(self, key: Key, now: float) -> Entry:
+        """Begin with a file that was not known; it is due at once."""
+        entry = Entry(key, seen_at=now)
+        self.names(key[0])[key[1]] = entry
+        self.settle(entry, now)
+        return entry
+
+    def remove(self, entry: Entry) -> None:
+        """Forget a file."""
+        names = self._entries.get(entry.inbox, {})
+        if names.get(entry.name) is entry:
+            del names[entry.name]
+
+    def settle(self, entry: Entry, at: float) -> None:
+        """Look at a file (again) at this time, to see whether it is whole."""
+        self._later(entry, Stage.SETTLING, at)
+
+    def wait(self, entry: Entry, at: float) -> None:
+        """Try a file again at this time."""
+        self._later(entry, Stage.WAITING, at)
+
+    def _later(self, entry: Entry, stage: Stage, at: float) -> None:
+        entry.stage = stage
+        entry.due_at = at
+        self._turns += 1
+        heapq.heappush(self._due, (at, self._turns, entry.key))
+
+    def ready(self, entry: Entry) -> None:
+        """Put a file into its inbox's queue."""
+        entry.stage = Stage.READY
+        heapq.heappush(self._ready.setdefault(entry.inbox, []), (entry.seen_at, entry.name))
+
+    def pop_due(self, now: float) -> Entry | None:
+        """Take out the next file whose time has come."""
+        while self._due and self._due[0][0] <= now:
+            at, _, key = heapq.heappop(self._due)
+            entry = self.get(key)
+            if entry is not None and entry.due_at == at and entry.stage in (Stage.SETTLING, Stage.WAITING):
+                return entry
+        return None
+
+    def next_due(self) -> float | None:
+        """Return when the next file is due (it may turn out to be none)."""
+        return self._due[0][0] if self._due else None
+
+    def pop_ready(self, inbox: str) -> Entry | None:
+        """Take the file out of this inbox's queue that was seen first."""
+        queue = self._ready.get(inbox, [])
+        while queue:
+            seen_at, name = heapq.heappop(queue)
+            entry = self.get((inbox, name))
+            if entry is not None and entry.stage is Stage.READY and entry.seen_at == seen_at:
+                return entry
+        return None
+
+    def has_ready(self, inbox: str) -> bool:
+        """Return whether a file of this inbox stands in its queue (it may turn out to be gone)."""
+        return bool(self._ready.get(inbox))

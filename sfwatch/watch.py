@@ -1,0 +1,94 @@
+"""One inbox as it is watched: whether it is there, is still the same folder, and rings.
+
+The identity of the folder is compared at every look: a folder that was replaced, unmounted or mounted over
+looks like an idle one to the doorbell. An inbox that is lost is looked for as often as it would be looked at.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sfwatch import arrive, files
+from sfwatch.settings import Config, Inbox, Proof
+from sfwatch.settle import Rules
+
+
+@dataclass(slots=True)
+class Watched:
+    """What the main thread knows of one inbox. `lost` says why it is not there, as a code and a sentence."""
+
+    inbox: Inbox
+    rules: Rules
+    next_look: float = 0.0
+    mode: arrive.WatchMode | None = None
+    identity: files.Identity | None = None
+    lost: tuple[str, str] | None = None
+    told: str | None = None  # how it is watched, as it was said last
+    others: int = 0
+    looked: bool = False
+    lock: int | None = None
+    claims: set[str] = field(default_factory=set)
+    foreign_told: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one look found. `changed`: the inbox is another folder than at the last look, or is back."""
+
+    look: arrive.Look
+    changed: bool
+    refusal: str | None  # why the doorbell cannot be armed
+
+
+def rules_of(inbox: Inbox, *, trusted: bool) -> Rules:
+    """Return what this inbox asks of its files where the kernel's word is worth this much."""
+    return Rules(
+        settle_s=inbox.settle_s,
+        settle_unproven_s=inbox.settle_unproven_s,
+        trusted=trusted,
+        needs_marker=inbox.settle_marker is not None,
+    )
+
+
+def watched(inbox: Inbox) -> Watched:
+    """Begin with an inbox, before anything is known of it."""
+    return Watched(inbox, rules_of(inbox, trusted=inbox.proof is Proof.AUTO))
+
+
+def look(watched: Watched, doorbell: arrive.Doorbell) -> Seen:
+    """Arm the doorbell if need be, then look. Raises OSError if the inbox is not there or cannot be read."""
+    inbox = watched.inbox
+    identity = files.identity(inbox.path)
+    changed = identity != watched.identity
+    if changed:
+        doorbell.unwatch(inbox.name)
+        watched.mode = arrive.watch_mode(inbox.path, proof=inbox.proof)
+        watched.rules = rules_of(inbox, trusted=watched.mode.trusted)
+    refusal = doorbell.watch(inbox.name, inbox.path, recursive=inbox.recursive)
+    seen = arrive.look(inbox)
+    watched.identity = identity
+    return Seen(seen, changed=changed, refusal=refusal)
+
+
+def lose(watched: Watched, doorbell: arrive.Doorbell) -> None:
+    """Let go of an inbox that is not there any more; a descriptor on it would make an unmount fail as busy."""
+    doorbell.unwatch(watched.inbox.name)
+    watched.identity = None
+
+
+def why_lost(path: Path, error: OSError) -> tuple[str, str]:
+    """Return a code and a sentence for an inbox that cannot be looked at."""
+    match error:
+        case FileNotFoundError():
+            return "missing", f"{path} is not there: mount it, or make it anew; it is looked for all the time"
+        case PermissionError():
+            return "unreadable", f"{path} may not be read by this user: give it r, w and x there"
+        case NotADirectoryError():
+            return "no_folder", f"{path} is no folder"
+        case _:
+            return "io_error", f"{path} cannot be read: {error.strerror}"
+
+
+def interval_s(watched: Watched, config: Config, *, rings: bool) -> float:
+    """Return the seconds between two looks: few where nothing rings, or not for everything."""
+    reliable = rings and watched.mode is not None and watched.mode.mode == "inotify"
+    return config.scan_interval_s if reliable else config.poll_interval_s
