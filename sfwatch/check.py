@@ -12,6 +12,7 @@ Lines end at `\n` only (U+2028 and the like are data); `lines` counts those that
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,8 @@ _BLOCK = 1024 * 1024
 _LONGEST_KEPT_ID = 32
 _LONGEST_MODEL = 120
 _SHOWN_MODELS = 3
-_CR = 0x0D
+_LF = 0x0A
+_CRLF = b"\r\n"
 
 
 class ShortRead(Exception):  # noqa: N818 - what happened, not whose error it is
@@ -128,16 +130,8 @@ def check_blocks(
     A line above `longest_line` bytes is parsed all the same where it lies whole within one block.
     """
     read, audit = _Read(), _Audit()
-    whole, long = {
-        Check.BATCH: (audit.request, audit.skimmed),
-        Check.JSONL: (audit.value, audit.skimmed),
-        Check.NONE: (audit.count, audit.count),
-    }[level]
-    for line in _lines(_hashed(iter(blocks), read), longest_line):
-        if isinstance(line, bytes):
-            whole(line)
-        else:
-            long(line)
+    hold = {Check.BATCH: audit.requests, Check.JSONL: audit.values, Check.NONE: audit.count}[level]
+    hold(_lines(_hashed(iter(blocks), read), longest_line))
     if not read.ends_line:
         audit.warn("no_final_newline")
     return _checked(read, audit, level, max_bytes=max_bytes, max_lines=max_lines)
@@ -199,16 +193,24 @@ def _hashed(blocks: Iterator[bytes], read: _Read) -> Iterator[bytes]:
 
 
 def _lines(blocks: Iterator[bytes], longest: int) -> Iterator[bytes | Skimmed]:
-    """Put together again what the blocks cut apart; a line that exceeds `longest` is skimmed instead."""
+    """Put together again what the blocks cut apart; a line that exceeds `longest` is skimmed instead.
+
+    Lines keep their newline. BytesIO finds it five times as fast as `bytes.split` does in long lines.
+    """
     begun = _Begun(longest)
     for block in blocks:
-        pieces = block.split(b"\n")
-        if len(pieces) > 1:
-            yield begun.end(pieces[0])
-            yield from pieces[1:-1]
-        begun.add(pieces[-1])
+        pieces = io.BytesIO(block)
+        if begun.size:
+            begun.add(pieces.readline())
+            if begun.whole:
+                yield begun.take()
+        for piece in pieces:
+            if piece[-1] == _LF:
+                yield piece
+            else:
+                begun.add(piece)
     if begun.size:
-        yield begun.end(b"")
+        yield begun.take()
 
 
 class _Begun:
@@ -216,12 +218,15 @@ class _Begun:
 
     def __init__(self, longest: int) -> None:
         self.size = 0
+        self.whole = False
         self._longest = longest
         self._pieces: list[bytes] = []
         self._skimmed: Skimmed | None = None
 
     def add(self, piece: bytes) -> None:
+        """Take the next piece; `whole` says whether the line ends with it."""
         self.size += len(piece)
+        self.whole = piece[-1] == _LF
         self._pieces.append(piece)
         if self.size > self._longest:
             self._skimmed = self._skimmed or Skimmed()
@@ -229,15 +234,13 @@ class _Begun:
                 self._skimmed.add(part)
             self._pieces = []
 
-    def end(self, piece: bytes) -> bytes | Skimmed:
-        """Return the whole line, whose last piece this is, and begin the next."""
-        self.add(piece)
-        skimmed, pieces = self._skimmed, self._pieces
+    def take(self) -> bytes | Skimmed:
+        """Return the line as far as it came, and begin the next."""
+        line = self._skimmed or b"".join(self._pieces)
+        if self._skimmed:
+            self._skimmed.add(b"", last=True)
         self.size, self._pieces, self._skimmed = 0, [], None
-        if skimmed is None:
-            return b"".join(pieces)
-        skimmed.add(b"", last=True)
-        return skimmed
+        return line
 
 
 # --- judging -----------------------------------------------------------------------------------------------
@@ -250,83 +253,91 @@ class _Warned:
 
 
 class _Audit:
-    """What the lines have shown so far."""
+    """What the lines have shown so far. The way of a good line is kept short: there may be millions."""
 
     def __init__(self) -> None:
         self.number = 0
-        self.lines = 0
+        self.blank = 0
         self.findings: list[Finding] = []
         self.more = 0
         self.models: dict[str, int] = {}
         self.warned: dict[str, _Warned] = {}
         self._ids: dict[str | bytes, int] = {}
 
-    def request(self, line: bytes) -> None:
-        """Hold the next line against the rules for requests."""
-        self.number += 1
-        if request := recognise(line):
-            self._counted(line)
-            self._identified(request.custom_id)
-            self._modelled(request.body.model)
-        elif explained := self._unrecognised(line, explain):
-            if explained.custom_id:
-                self._identified(explained.custom_id)
-            if not explained.breaches:
-                self._modelled(explained.model)
+    def requests(self, lines: Iterator[bytes | Skimmed]) -> None:
+        """Hold each line against the rules for requests. A good one passes through this loop alone."""
+        ids, models = self._ids, self.models
+        for self.number, line in enumerate(lines, 1):
+            if isinstance(line, Skimmed) or (request := recognise(line)) is None:
+                self._explain_request(line)
+                continue
+            if line[-2:] == _CRLF:
+                self.warn("crlf")
+            custom_id, model = request.custom_id, request.body.model
+            if custom_id in ids or len(custom_id) > _LONGEST_KEPT_ID or len(ids) >= MAX_IDS:
+                self._identify(custom_id)
+            else:
+                ids[custom_id] = self.number
+            if model in models:
+                models[model] += 1
+            else:
+                self._count_model(model)
 
-    def value(self, line: bytes) -> None:
-        """Hold the next line against the rules for JSON."""
-        self.number += 1
-        if is_json(line):
-            self._counted(line)
-        else:
-            self._unrecognised(line, explain_json)
+    def values(self, lines: Iterator[bytes | Skimmed]) -> None:
+        """Hold each line against the rules for JSON."""
+        for self.number, line in enumerate(lines, 1):
+            if isinstance(line, Skimmed) or not is_json(line):
+                self._explain(line, explain_json)
+            elif line.endswith(_CRLF):
+                self.warn("crlf")
 
-    def skimmed(self, line: Skimmed) -> None:
-        """Note a line that was too long to be parsed."""
-        self.number += 1
-        self.lines += 1
-        self.warn("line_not_parsed")
-        if line.breach:
-            self._found(line.breach)
-
-    def count(self, line: bytes | Skimmed) -> None:
-        """Count the next line, whatever it holds."""
-        self.number += 1
-        self.lines += isinstance(line, Skimmed) or not is_blank(line)
+    def count(self, lines: Iterator[bytes | Skimmed]) -> None:
+        """Count the lines, whatever they hold."""
+        for self.number, line in enumerate(lines, 1):
+            self.blank += isinstance(line, bytes) and is_blank(line)
 
     def warn(self, reason: str) -> None:
         """Note something about the present line that hinders nothing."""
-        self.warned.setdefault(reason, _Warned(self.number)).times += 1
+        if reason not in self.warned:
+            self.warned[reason] = _Warned(self.number)
+        self.warned[reason].times += 1
 
-    def _counted(self, line: bytes) -> None:
-        self.lines += 1
-        if line[-1] == _CR:
-            self.warn("crlf")
+    def _explain_request(self, line: bytes | Skimmed) -> None:
+        explained = self._explain(line, explain)
+        if explained is None:
+            return
+        if explained.custom_id:
+            self._identify(explained.custom_id)
+        if not explained.breaches:
+            self._count_model(explained.model)
 
-    def _unrecognised(self, line: bytes, explain_line: Callable[[bytes], Explained]) -> Explained | None:
+    def _explain(self, line: bytes | Skimmed, explain_line: Callable[[bytes], Explained]) -> Explained | None:
+        if isinstance(line, Skimmed):
+            self.warn("line_not_parsed")
+            self._found(line.breaches)
+            return None
         if is_blank(line):
+            self.blank += 1
             self.warn("blank_lines")
             return None
-        self._counted(line)
+        if line.endswith(_CRLF):
+            self.warn("crlf")
         explained = explain_line(line)
-        for breach in explained.breaches:
-            self._found(breach)
+        self._found(explained.breaches)
         return explained
 
-    def _identified(self, custom_id: str) -> None:
-        key = _compact(custom_id)
-        if len(self._ids) < MAX_IDS:
-            first = self._ids.setdefault(key, self.number)
-        else:
-            first = self._ids.get(key, self.number)
-            if first == self.number:
-                self.warn("ids_not_compared")
-        if first != self.number:
+    def _identify(self, custom_id: str) -> None:
+        key = custom_id if len(custom_id) <= _LONGEST_KEPT_ID else _digest(custom_id)
+        first = self._ids.get(key)
+        if first is not None:
             detail = f"custom_id {quoted(custom_id)} is also used in line {first}"
-            self._found(Breach("custom_id_repeated", detail))
+            self._found((Breach("custom_id_repeated", detail),))
+        elif len(self._ids) < MAX_IDS:
+            self._ids[key] = self.number
+        else:
+            self.warn("ids_not_compared")
 
-    def _modelled(self, model: str | None) -> None:
+    def _count_model(self, model: str | None) -> None:
         if not model:
             self.warn("model_missing")
             return
@@ -334,17 +345,14 @@ class _Audit:
         if name in self.models or len(self.models) < MAX_MODELS:
             self.models[name] = self.models.get(name, 0) + 1
 
-    def _found(self, breach: Breach) -> None:
-        if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Finding(self.number, *breach))
-        else:
-            self.more += 1
+    def _found(self, breaches: tuple[Breach, ...]) -> None:
+        kept = breaches[: MAX_FINDINGS - len(self.findings)]
+        self.findings.extend(Finding(self.number, *breach) for breach in kept)
+        self.more += len(breaches) - len(kept)
 
 
-def _compact(custom_id: str) -> str | bytes:
-    """Stand for an id in few bytes, however long it is."""
-    if len(custom_id) <= _LONGEST_KEPT_ID:
-        return custom_id
+def _digest(custom_id: str) -> bytes:
+    """Stand for a long id in few bytes."""
     return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -362,11 +370,12 @@ _WARNINGS = {
 
 def _checked(read: _Read, audit: _Audit, level: Check, *, max_bytes: int, max_lines: int) -> Checked:
     limits = (0, 0) if level is Check.NONE else (max_bytes, max_lines)
-    findings = [*_file_findings(read.size, audit.lines, *limits), *audit.findings]
+    lines = audit.number - audit.blank
+    findings = [*_file_findings(read.size, lines, *limits), *audit.findings]
     return Checked(
         sha256=read.digest.hexdigest(),
         size=read.size,
-        lines=audit.lines,
+        lines=lines,
         findings=tuple(findings[:MAX_FINDINGS]),
         more=audit.more + len(findings[MAX_FINDINGS:]),
         warnings=() if level is Check.NONE else tuple(_warnings(audit)),

@@ -54,7 +54,7 @@ def main() -> NoReturn:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sfwatch")
 def commands() -> None:
-    """Drop JSONL batch files into a folder: they are checked, uploaded, recorded and filed away.
+    r"""Drop JSONL batch files into a folder: they are checked, uploaded, recorded and filed away.
 
     \b
     Try it, without a key and without a network:
@@ -124,7 +124,7 @@ def _state_fault(state_dir: Path, error: OSError) -> tuple[int, str]:
     if not isinstance(error, PermissionError):
         return (
             CANNOT_CREATE,
-            f"{error.filename or state_dir}: {error.strerror}: mend it or set another state_dir",
+            f"{error.filename or state_dir}: {error.strerror}: mend it, or set state_dir",
         )
     try:
         owner = state_dir.owner()

@@ -242,11 +242,8 @@ class Daemon:
 
     def _on_ring(self, ring: arrive.Rang, now: float) -> None:
         w = self.watched[ring.inbox]
-        name = ring.name
-        marker = w.inbox.settle_marker
-        if marker is not None and name.endswith(marker):
-            name = name.removesuffix(marker)
-        if not arrive.candidate(name, w.inbox):
+        name = arrive.subject(ring.name, w.inbox)
+        if name is None:
             return
         entry = self.table.get((ring.inbox, name))
         if entry is None:

@@ -19,7 +19,7 @@ ROLES = ("system", "user", "assistant")
 QUOTED = 60
 """Characters that are quoted of a value, at most."""
 
-_BLANKS = b" \t\r"
+_BLANKS = b" \t\r\n"
 _EXACT_DIGITS = 18
 
 
@@ -116,22 +116,22 @@ class Skimmed:
     """A line too long to be kept and parsed: its bytes are looked at as they pass, that is all."""
 
     def __init__(self) -> None:
-        self.breach: Breach | None = None
+        self.breaches: tuple[Breach, ...] = ()
         self._size = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def add(self, piece: bytes, *, last: bool = False) -> None:
         """Look at the next bytes; `last` when the line ends with them (a character may be cut off there)."""
         held = len(self._decoder.getstate()[0])
-        if self.breach is None:
-            self.breach = self._look(piece, self._size - held, last=last)
+        if not self.breaches:
+            self.breaches = self._look(piece, self._size - held, last=last)
         self._size += len(piece)
 
-    def _look(self, piece: bytes, held_from: int, *, last: bool) -> Breach | None:
+    def _look(self, piece: bytes, held_from: int, *, last: bool) -> tuple[Breach, ...]:
         try:
             self._decoder.decode(piece, last)
         except UnicodeDecodeError as error:
-            return _not_utf8(error.object, error.start, held_from)
+            return (_not_utf8(error.object, error.start, held_from),)
         return _nul(piece, self._size)
 
 
@@ -147,7 +147,7 @@ def _parse(line: bytes) -> tuple[Any, tuple[Breach, ...]]:
     except UnicodeDecodeError as error:
         return _NOTHING, (_not_utf8(line, error.start),)
     if nul := _nul(line):
-        return _NOTHING, (nul,)
+        return _NOTHING, nul
     bom: tuple[Breach, ...] = ()
     if text.startswith("\ufeff"):
         bom = (Breach("bom", "begins with a byte order mark (EF BB BF): save the file as UTF-8 without one"),)
@@ -185,13 +185,12 @@ def _not_utf8(data: bytes, start: int, data_from: int = 0) -> Breach:
     return Breach("not_utf8", f"{where} is not UTF-8{hint}: save the file as UTF-8")
 
 
-def _nul(data: bytes, data_from: int = 0) -> Breach | None:
+def _nul(data: bytes, data_from: int = 0) -> tuple[Breach, ...]:
     at = data.find(0)
     if at < 0:
-        return None
-    return Breach(
-        "nul_bytes", f"NUL byte at offset {data_from + at} of the line: the file was not written whole"
-    )
+        return ()
+    detail = f"NUL byte at offset {data_from + at} of the line: the file was not written whole"
+    return (Breach("nul_bytes", detail),)
 
 
 # --- the rules ---------------------------------------------------------------------------------------------
