@@ -375,14 +375,14 @@ class TestFinish:
 
 
 def test_one_file_in_one_place_after_a_kill_at_any_call(tmp_path: Path) -> None:
-    """Killed before each call that a copy makes: the source is whole until the target is, under its own name."""
+    """Killed before each call of a copy: the source is whole until the target is, under its own name."""
     for call in ("write", "fsync", "renameat2", "unlinkat"):
         for count in (1, 2, 3):
             here, elsewhere = tmp_path / f"{call}{count}", Path(tempfile.mkdtemp(dir="/dev/shm"))
             here.mkdir()
             (here / "x.jsonl").write_bytes(CONTENT)
             subprocess.run(
-                [sys.executable, "-c", KILLED, here, elsewhere, digest, call, str(count)], check=False
+                [sys.executable, "-c", KILLED, here, elsewhere, DIGEST, call, str(count)], check=False
             )
             whole = [path for path in (here / "x.jsonl", elsewhere / "x.jsonl") if path.exists()]
             assert whole
@@ -400,7 +400,7 @@ def move_digest(path: Path) -> str:
 KILLED = """
 import os, signal, sys
 from sfwatch import files, move
-here, elsewhere, digest, call, count = sys.argv[1:]
+here, elsewhere, DIGEST, call, count = sys.argv[1:]
 left = int(count)
 def dying(real):
     def wrapper(*arguments, **named):

@@ -1,0 +1,603 @@
+"""Claims: out of everybody's reach, and back."""
+
+import fcntl
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sfwatch import claim, files
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else or to mount")
+
+ME = "0123abcd"
+OTHER = "89abcdef"
+
+
+@pytest.fixture(name="inbox")
+def _inbox(tmp_path: Path) -> Path:
+    path = tmp_path / "inbox"
+    path.mkdir()
+    path.chmod(0o3770)
+    claim.prepare(path, ME)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_descriptors() -> Iterator[None]:
+    before = names(Path("/proc/self/fd"))
+    yield
+    assert names(Path("/proc/self/fd")) == before
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def drop(inbox: Path, name: str = "x.jsonl", content: str = "{}\n") -> Path:
+    path = inbox / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def mine(inbox: Path) -> Path:
+    return claim.claims_folder(inbox, ME)
+
+
+def as_somebody(script: str, *, cwd: Path) -> str:
+    """What a script prints that runs without any right but a stranger's."""
+    become = "import os; from pathlib import Path; from sfwatch import claim, files\n"
+    become += "os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)\n"
+    cwd.chmod(0o755)
+    return subprocess.check_output([sys.executable, "-c", become + script], cwd=cwd, text=True)
+
+
+TAKE = f"""
+try: claim.take(Path("inbox"), "{ME}", "x.jsonl"); print("taken")
+except claim.ClaimError as error: print(error)
+"""
+
+
+class TestPrepare:
+    def test_the_folders_are_private(self, inbox: Path) -> None:
+        """Nobody else may even look into them."""
+        modes = {stat.S_IMODE(path.stat().st_mode) & 0o777 for path in (inbox / ".sfwatch", mine(inbox))}
+        assert modes == {0o700}
+
+    def test_again_is_fine(self, inbox: Path) -> None:
+        """What is there and safe is taken as it is."""
+        drop(mine(inbox))
+        claim.prepare(inbox, ME)
+        assert claim.claimed(inbox, ME) == ["x.jsonl"]
+
+    def test_an_inbox_that_is_gone(self, tmp_path: Path) -> None:
+        """Is never made."""
+        with pytest.raises(FileNotFoundError):
+            claim.prepare(tmp_path / "inbox", ME)
+        assert names(tmp_path) == []
+
+    def test_an_inbox_reached_through_a_link(self, inbox: Path, tmp_path: Path) -> None:
+        """The inbox's own path is the administrator's: it may be a link."""
+        (tmp_path / "link").symlink_to(inbox)
+        drop(inbox)
+        claim.take(tmp_path / "link", ME, "x.jsonl")
+        assert claim.claimed(inbox, ME) == ["x.jsonl"]
+
+    @pytest.mark.parametrize("where", [".sfwatch", f".sfwatch/{ME}"])
+    def test_a_folder_open_to_others_is_not_safe(self, inbox: Path, where: str) -> None:
+        """The error names it, its mode, and what to do."""
+        (inbox / where).chmod(0o750)
+        with pytest.raises(claim.ClaimError) as caught:
+            claim.prepare(inbox, ME)
+        assert caught.value.reason == "unsafe"
+        assert str(inbox / where) in caught.value.detail
+        assert "mode 0750" in caught.value.detail
+        assert "chmod 0700" in caught.value.detail
+
+    @pytest.mark.parametrize("where", [".sfwatch", f".sfwatch/{ME}"])
+    @pytest.mark.parametrize("what", ["symlink", "dangling", "file", "fifo"])
+    def test_something_else_in_its_place_is_not_safe(
+        self, inbox: Path, tmp_path: Path, where: str, what: str
+    ) -> None:
+        """A link, even to a folder of ours, a file, a FIFO: it is neither followed nor removed."""
+        (tmp_path / "ours").mkdir(mode=0o700)
+        shutil.rmtree(inbox / where)
+        makers: dict[str, Callable[[Path], object]] = {
+            "symlink": lambda path: path.symlink_to(tmp_path / "ours"),
+            "dangling": lambda path: path.symlink_to("nowhere"),
+            "file": Path.touch,
+            "fifo": os.mkfifo,
+        }
+        makers[what](inbox / where)
+        drop(inbox)
+        for attempt in (claim.prepare, lambda path, me: claim.take(path, me, "x.jsonl")):
+            with pytest.raises(claim.ClaimError) as caught:
+                attempt(inbox, ME)
+            assert caught.value.reason == "unsafe"
+        assert (inbox / "x.jsonl").exists()
+        assert names(tmp_path / "ours") == []
+
+    @needs_root
+    def test_somebody_elses_folder_is_not_safe(self, inbox: Path) -> None:
+        """Who made it first could reach into it, even if root looks at it."""
+        os.chown(inbox / ".sfwatch", 4242, 4242)
+        with pytest.raises(claim.ClaimError, match="uid 4242") as caught:
+            claim.prepare(inbox, ME)
+        assert caught.value.reason == "unsafe"
+
+    @needs_root
+    def test_an_inbox_that_is_not_ours_to_write_to(self, tmp_path: Path) -> None:
+        """The error names owner and mode, and what to do."""
+        (tmp_path / "inbox").mkdir(mode=0o755)
+        drop(tmp_path / "inbox")
+        told = as_somebody(TAKE, cwd=tmp_path)
+        assert told.startswith("cannot_move")
+        assert "mode 0755" in told
+        assert "chmod g+wx" in told
+
+
+class TestTake:
+    def test_a_claimed_file_is_out_of_reach(self, inbox: Path) -> None:
+        """It is no longer in the inbox but whole in our folder, under its name."""
+        inode = drop(inbox).stat().st_ino
+        claim.take(inbox, ME, "x.jsonl")
+        assert names(inbox) == [".sfwatch"]
+        assert (mine(inbox) / "x.jsonl").stat().st_ino == inode
+        assert (mine(inbox) / "x.jsonl").read_text() == "{}\n"
+
+    def test_without_prepare(self, tmp_path: Path) -> None:
+        """What is missing is made on the way."""
+        drop(tmp_path)
+        claim.take(tmp_path, ME, "x.jsonl")
+        assert claim.claimed(tmp_path, ME) == ["x.jsonl"]
+
+    def test_sub_folders_are_kept(self, inbox: Path) -> None:
+        """The relative path stays, the folders in the inbox too, and those of the claim are private."""
+        drop(inbox, "a/b/x.jsonl")
+        claim.take(inbox, ME, "a/b/x.jsonl")
+        assert claim.claimed(inbox, ME) == ["a/b/x.jsonl"]
+        assert names(inbox / "a/b") == []
+        assert stat.S_IMODE((mine(inbox) / "a/b").stat().st_mode) & 0o777 == 0o700
+
+    @pytest.mark.parametrize("name", ["n" * 249 + ".jsonl", os.fsdecode(b"\xff.jsonl"), "a\nb.jsonl"])
+    def test_any_name(self, inbox: Path, name: str) -> None:
+        """The longest, one that is no UTF-8, one with a line break."""
+        drop(inbox, name)
+        claim.take(inbox, ME, name)
+        assert claim.claimed(inbox, ME) == [name]
+
+    def test_a_file_that_is_gone(self, inbox: Path) -> None:
+        """Or whose folder is, or whose folder is a file now: it vanished."""
+        drop(inbox, "file")
+        for name in ("x.jsonl", "a/x.jsonl", "file/x.jsonl"):
+            with pytest.raises(FileNotFoundError):
+                claim.take(inbox, ME, name)
+        assert claim.claimed(inbox, ME) == []
+
+    def test_a_namesake_under_way(self, inbox: Path) -> None:
+        """The newcomer waits where it is; the earlier one is not replaced."""
+        drop(inbox, content="first")
+        claim.take(inbox, ME, "x.jsonl")
+        drop(inbox, content="second")
+        with pytest.raises(claim.ClaimError) as caught:
+            claim.take(inbox, ME, "x.jsonl")
+        assert caught.value.reason == "namesake"
+        assert (inbox / "x.jsonl").read_text() == "second"
+        assert (mine(inbox) / "x.jsonl").read_text() == "first"
+
+    def test_a_folder_named_like_a_file_under_way(self, inbox: Path) -> None:
+        """What lies in it waits for the file."""
+        drop(mine(inbox), "a.jsonl")
+        drop(inbox, "a.jsonl/x.jsonl")
+        with pytest.raises(claim.ClaimError) as caught:
+            claim.take(inbox, ME, "a.jsonl/x.jsonl")
+        assert caught.value.reason == "namesake"
+        assert (inbox / "a.jsonl/x.jsonl").exists()
+
+    def test_a_file_named_like_a_folder_of_claims(self, inbox: Path) -> None:
+        """It waits while the folder holds claims, and takes an empty one's place."""
+        drop(inbox, "a.jsonl")
+        drop(mine(inbox), "a.jsonl/b/x.jsonl")
+        with pytest.raises(claim.ClaimError) as caught:
+            claim.take(inbox, ME, "a.jsonl")
+        assert caught.value.reason == "namesake"
+        (mine(inbox) / "a.jsonl/b/x.jsonl").unlink()
+        claim.take(inbox, ME, "a.jsonl")
+        assert claim.claimed(inbox, ME) == ["a.jsonl"]
+
+    @pytest.mark.parametrize("kind", ["symlink", "fifo", "folder"])
+    def test_only_regular_files(self, inbox: Path, kind: str) -> None:
+        """Anything else stays where it is."""
+        makers: dict[str, Callable[[Path], object]] = {
+            "symlink": lambda path: path.symlink_to("/etc/passwd"),
+            "fifo": os.mkfifo,
+            "folder": Path.mkdir,
+        }
+        makers[kind](inbox / "x.jsonl")
+        with pytest.raises(files.NotRegular) as caught:
+            claim.take(inbox, ME, "x.jsonl")
+        assert caught.value.kind == kind
+        assert names(inbox) == [".sfwatch", "x.jsonl"]
+        assert names(mine(inbox)) == []
+
+    def test_no_link_on_the_way_is_followed(self, inbox: Path, tmp_path: Path) -> None:
+        """A file outside the inbox can't be taken through a linked folder."""
+        victim = drop(tmp_path / "outside")
+        (inbox / "a").symlink_to(tmp_path / "outside")
+        with pytest.raises(files.NotRegular) as caught:
+            claim.take(inbox, ME, "a/x.jsonl")
+        assert caught.value.kind == "symlink"
+        assert victim.exists()
+
+    @pytest.mark.parametrize("name", ["../x.jsonl", "/etc/passwd", "a/../../x", f".sfwatch/{ME}/x.jsonl", ""])
+    def test_no_name_leads_out_of_the_inbox(self, inbox: Path, name: str) -> None:
+        """Nor into the claims themselves."""
+        drop(inbox.parent)
+        with pytest.raises(ValueError, match=r"no plain name|folder of claims"):
+            claim.take(inbox, ME, name)
+        assert (inbox.parent / "x.jsonl").exists()
+
+    def test_a_hard_link_elsewhere_does_not_matter(self, inbox: Path, tmp_path: Path) -> None:
+        """Only the name in the inbox is moved."""
+        (tmp_path / "elsewhere").hardlink_to(drop(inbox))
+        claim.take(inbox, ME, "x.jsonl")
+        assert (tmp_path / "elsewhere").exists()
+        assert claim.claimed(inbox, ME) == ["x.jsonl"]
+
+    def test_of_many_at_once_each_file_goes_to_one(self, inbox: Path) -> None:
+        """Four processes that claim the same files: each is had once, none is lost."""
+        script = (
+            "import sys; from pathlib import Path; from sfwatch import claim\n"
+            "for number in range(60):\n"
+            "    try: claim.take(Path(sys.argv[1]), sys.argv[2], f'a/{number}.jsonl'); print(number)\n"
+            "    except FileNotFoundError: pass\n"
+        )
+        for number in range(60):
+            drop(inbox, f"a/{number}.jsonl", str(number))
+        takers = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, inbox, str(each)], stdout=subprocess.PIPE, text=True
+            )
+            for each in range(4)
+        ]
+        taken = [int(line) for taker in takers for line in taker.communicate()[0].split()]
+        assert sorted(taken) == list(range(60))
+        held = claim.foreign(inbox, ME)
+        assert sorted(name for own in held.values() for name in own) == sorted(
+            f"a/{n}.jsonl" for n in range(60)
+        )
+
+
+class TestSwapped:
+    """What is put in a file's place between the look and the rename, which `_return_swapped` gives back."""
+
+    def test_it_goes_back(self, inbox: Path) -> None:
+        """Under the name that it had."""
+        (inbox / "x.jsonl").symlink_to("/etc/passwd")
+        swapped(inbox)
+        assert (inbox / "x.jsonl").is_symlink()
+        assert names(mine(inbox)) == []
+
+    def test_it_goes_back_under_another_name_if_need_be(self, inbox: Path) -> None:
+        """Nothing of anybody's is lost, and our folder holds none of it."""
+        with files.folder(inbox) as source, files.folder(mine(inbox)) as target:
+            drop(mine(inbox), "x.jsonl/theirs")
+            drop(inbox)
+            claim._return_swapped(source, "x.jsonl", target)
+        assert names(mine(inbox)) == []
+        [returned] = inbox.glob("sfwatch-returned-*")
+        assert names(returned) == ["theirs"]
+
+
+def swapped(inbox: Path) -> None:
+    with files.folder(inbox) as source, files.folder(mine(inbox)) as target, pytest.raises(files.NotRegular):
+        claim._rename(source, "x.jsonl", target)
+
+
+class TestCannotMove:
+    @needs_root
+    def test_a_sticky_folder_of_somebody_else(self, tmp_path: Path) -> None:
+        """The error names owners, modes, and the way out."""
+        (tmp_path / "inbox").mkdir()
+        (tmp_path / "inbox").chmod(0o1777)
+        drop(tmp_path / "inbox")
+        told = as_somebody(TAKE, cwd=tmp_path)
+        assert told.startswith("cannot_move")
+        assert "root, uid 0, mode 0644" in told
+        assert "mode 1777" in told
+        assert "sticky" in told
+        assert (tmp_path / "inbox/x.jsonl").exists()
+
+    @needs_root
+    @pytest.mark.parametrize("flag", ["i", "a"])
+    @pytest.mark.parametrize("what", ["file", "folder"])
+    def test_an_immutable_file_or_folder(self, tmp_path: Path, flag: str, what: str) -> None:
+        """Not even root may move it; the error says how to undo that."""
+        script = (
+            "import os, subprocess; from pathlib import Path; from sfwatch import claim\n"
+            "subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', '.'], check=True); here = Path('.').absolute()\n"
+            "os.chdir(here); os.mkdir('a'); Path('a/x.jsonl').write_text('x'); claim.prepare(here, 'me')\n"
+            f"subprocess.run(['chattr', '+{flag}', {'a/x.jsonl' if what == 'file' else 'a'!r}], check=True)\n"
+            "try: claim.take(here, 'me', 'a/x.jsonl')\n"
+            "except claim.ClaimError as error: print(error)\n"
+            "assert Path('a/x.jsonl').exists() and claim.claimed(here, 'me') == []\n"
+        )
+        told = in_mount_namespace(script, cwd=tmp_path)
+        assert told.startswith("cannot_move")
+        assert f"the {what} is immutable or append-only" in told
+
+    @needs_root
+    def test_a_read_only_inbox(self, inbox: Path) -> None:
+        """The error says that it is mounted so."""
+        drop(inbox)
+        script = (
+            "import os, subprocess; from pathlib import Path; from sfwatch import claim\n"
+            "inbox = Path('inbox').absolute()\n"
+            "for options in (['--bind', inbox], ['-o', 'remount,ro,bind']):\n"
+            "    subprocess.run(['mount', *options, inbox], check=True)\n"
+        )
+        told = in_mount_namespace(script + TAKE, cwd=inbox.parent)
+        assert told.startswith("cannot_move")
+        assert "read-only" in told
+
+    @needs_root
+    def test_a_mount_inside_the_inbox(self, inbox: Path) -> None:
+        """A claim is a rename and can't cross it: the error says so."""
+        script = (
+            "import os, subprocess; from pathlib import Path; from sfwatch import claim\n"
+            "os.mkdir('inbox/a'); subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', 'inbox/a'], check=True)\n"
+            "Path('inbox/a/x.jsonl').write_text('x')\n"
+        )
+        told = in_mount_namespace(script + TAKE.replace('"x.jsonl"', '"a/x.jsonl"'), cwd=inbox.parent)
+        assert told.startswith("cannot_move")
+        assert "another filesystem is mounted" in told
+
+    @needs_root
+    def test_a_full_disk_is_no_fault_of_the_file(self, tmp_path: Path) -> None:
+        """ENOSPC comes through as it is, and the file stays."""
+        script = (
+            "import os, subprocess; from pathlib import Path; from sfwatch import claim\n"
+            "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'nr_inodes=3', 'tmpfs', '.'], check=True)\n"
+            "here = Path('.').absolute(); os.chdir(here); Path('x.jsonl').write_text('x'); Path('y').touch()\n"
+            "try: claim.take(here, 'me', 'x.jsonl')\n"
+            "except OSError as error: print(error.errno, os.listdir(here))\n"
+        )
+        assert in_mount_namespace(script, cwd=tmp_path).startswith("28 ")
+
+
+def in_mount_namespace(script: str, *, cwd: Path) -> str:
+    return subprocess.check_output(["unshare", "-m", sys.executable, "-c", script], cwd=cwd, text=True)
+
+
+class TestOpenClaimed:
+    def test_it_reads(self, inbox: Path) -> None:
+        """Also in a sub-folder."""
+        drop(inbox, "a/x.jsonl")
+        claim.take(inbox, ME, "a/x.jsonl")
+        fd = claim.open_claimed(inbox, ME, "a/x.jsonl")
+        assert os.read(fd, 9) == b"{}\n"
+        os.close(fd)
+
+    def test_what_is_not_claimed(self, inbox: Path) -> None:
+        """Is not there, with or without folders for claims."""
+        for instance in (ME, "unheard-of"):
+            with pytest.raises(FileNotFoundError):
+                claim.open_claimed(inbox, instance, "x.jsonl")
+
+    def test_a_folder_that_is_not_safe(self, inbox: Path) -> None:
+        """What others could have put there is not read."""
+        drop(mine(inbox))
+        (inbox / ".sfwatch").chmod(0o777)
+        with pytest.raises(claim.ClaimError, match="unsafe"):
+            claim.open_claimed(inbox, ME, "x.jsonl")
+
+
+class TestGiveBack:
+    def test_it_is_as_before(self, inbox: Path) -> None:
+        """The same file under the same name."""
+        inode = drop(inbox, "a/x.jsonl").stat().st_ino
+        claim.take(inbox, ME, "a/x.jsonl")
+        claim.give_back(inbox, ME, "a/x.jsonl")
+        assert (inbox / "a/x.jsonl").stat().st_ino == inode
+        assert claim.claimed(inbox, ME) == []
+
+    def test_a_newcomer_is_not_replaced(self, inbox: Path) -> None:
+        """The file stays claimed until the name is free."""
+        drop(inbox, content="first")
+        claim.take(inbox, ME, "x.jsonl")
+        drop(inbox, content="second")
+        with pytest.raises(FileExistsError):
+            claim.give_back(inbox, ME, "x.jsonl")
+        assert (inbox / "x.jsonl").read_text() == "second"
+        assert (mine(inbox) / "x.jsonl").read_text() == "first"
+
+    def test_a_sub_folder_that_was_removed(self, inbox: Path) -> None:
+        """Is made anew, with the permissions of the inbox, so that its droppers can go on."""
+        drop(inbox, "a/b/x.jsonl")
+        claim.take(inbox, ME, "a/b/x.jsonl")
+        shutil.rmtree(inbox / "a")
+        claim.give_back(inbox, ME, "a/b/x.jsonl")
+        assert (inbox / "a/b/x.jsonl").exists()
+        assert stat.S_IMODE((inbox / "a/b").stat().st_mode) & 0o777 == 0o770
+
+    @pytest.mark.parametrize("what", ["symlink", "file"])
+    def test_something_else_where_its_folder_was(self, inbox: Path, tmp_path: Path, what: str) -> None:
+        """Is neither followed nor replaced; the file stays claimed."""
+        drop(inbox, "a/x.jsonl")
+        claim.take(inbox, ME, "a/x.jsonl")
+        (inbox / "a").rmdir()
+        if what == "symlink":
+            (inbox / "a").symlink_to(tmp_path)
+        else:
+            (inbox / "a").touch()
+        with pytest.raises(FileExistsError):
+            claim.give_back(inbox, ME, "a/x.jsonl")
+        assert claim.claimed(inbox, ME) == ["a/x.jsonl"]
+        assert not (tmp_path / "x.jsonl").exists()
+
+    def test_what_is_not_claimed(self, inbox: Path) -> None:
+        """Can't be given back."""
+        with pytest.raises(FileNotFoundError):
+            claim.give_back(inbox, ME, "a/x.jsonl")
+        assert not (inbox / "a").exists()
+
+
+class TestListing:
+    def test_no_folder_no_claims(self, tmp_path: Path) -> None:
+        """And none is made by asking."""
+        assert (claim.claimed(tmp_path, ME), claim.foreign(tmp_path, ME)) == ([], {})
+        assert names(tmp_path) == []
+
+    def test_an_inbox_that_is_gone_is_no_empty_one(self, tmp_path: Path) -> None:
+        """It is an error, lest its claims are taken for finished."""
+        with pytest.raises(FileNotFoundError):
+            claim.claimed(tmp_path / "gone", ME)
+
+    def test_only_regular_files(self, inbox: Path) -> None:
+        """In sub-folders too; links are neither listed nor followed."""
+        drop(mine(inbox), "b/c/x.jsonl")
+        drop(mine(inbox), "a.jsonl")
+        (mine(inbox) / "link").symlink_to("b")
+        os.mkfifo(mine(inbox) / "fifo")
+        assert claim.claimed(inbox, ME) == ["a.jsonl", "b/c/x.jsonl"]
+
+    def test_those_of_others(self, inbox: Path) -> None:
+        """By instance; those that hold nothing are left out, as are we."""
+        drop(inbox)
+        claim.take(inbox, OTHER, "x.jsonl")
+        claim.prepare(inbox, "idle")
+        drop(mine(inbox), "own.jsonl")
+        (inbox / ".sfwatch/stray").touch()
+        assert claim.foreign(inbox, ME) == {OTHER: ["x.jsonl"]}
+
+    def test_empty_folders_are_discarded(self, inbox: Path) -> None:
+        """Those within with those around them; what holds a claim stays, as does our own folder."""
+        drop(mine(inbox), "a/b/x.jsonl")
+        (mine(inbox) / "a/c/d").mkdir(parents=True)
+        (mine(inbox) / "e").mkdir()
+        claim.discard_empty_folders(inbox, ME)
+        assert sorted(str(path.relative_to(mine(inbox))) for path in mine(inbox).rglob("*")) == [
+            "a",
+            "a/b",
+            "a/b/x.jsonl",
+        ]
+
+    def test_discarding_never_fails(self, tmp_path: Path, inbox: Path) -> None:
+        """It is only tidying."""
+        claim.discard_empty_folders(tmp_path / "gone", ME)
+        (inbox / ".sfwatch").chmod(0o777)
+        claim.discard_empty_folders(inbox, ME)
+
+    def test_taking_while_somebody_tidies(self, inbox: Path) -> None:
+        """A folder for claims that is discarded under a taker's hands costs it nothing."""
+        script = (
+            "import sys; from pathlib import Path; from sfwatch import claim\n"
+            "while sys.stdin.read(1) != '.': claim.discard_empty_folders(Path(sys.argv[1]), sys.argv[2])\n"
+        )
+        command = [sys.executable, "-c", script, str(inbox), ME]
+        tidier = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+        assert tidier.stdin is not None
+        for number in range(100):
+            tidier.stdin.write("go on ")
+            tidier.stdin.flush()
+            drop(inbox, f"a/b/{number}.jsonl")
+            claim.take(inbox, ME, f"a/b/{number}.jsonl")
+            (mine(inbox) / f"a/b/{number}.jsonl").unlink()
+        tidier.communicate(".")
+        assert tidier.returncode == 0
+        assert names(inbox / "a/b") == []
+
+
+class TestOthers:
+    def test_a_lock_is_held_once(self, inbox: Path) -> None:
+        """And is free again as soon as it is closed."""
+        held = claim.lock(inbox, ME)
+        with pytest.raises(BlockingIOError):
+            claim.lock(inbox, ME)
+        os.close(held)
+        os.close(claim.lock(inbox, ME))
+
+    def test_claims_do_not_disturb_the_lock(self, inbox: Path) -> None:
+        """Taking, opening and giving back leave it held."""
+        held = claim.lock(inbox, ME)
+        drop(inbox)
+        claim.take(inbox, ME, "x.jsonl")
+        os.close(claim.open_claimed(inbox, ME, "x.jsonl"))
+        claim.give_back(inbox, ME, "x.jsonl")
+        with pytest.raises(BlockingIOError):
+            claim.lock(inbox, ME)
+        assert not os.get_inheritable(held)
+        os.close(held)
+
+    def test_what_an_ended_instance_left_is_adopted(self, inbox: Path) -> None:
+        """Its claims are ours then."""
+        for name in ("x.jsonl", "a/y.jsonl"):
+            drop(inbox, name)
+            claim.take(inbox, OTHER, name)
+        assert claim.adopt_foreign(inbox, ME, OTHER) == ["a/y.jsonl", "x.jsonl"]
+        assert claim.claimed(inbox, ME) == ["a/y.jsonl", "x.jsonl"]
+        assert claim.foreign(inbox, ME) == {}
+
+    def test_nothing_is_taken_from_one_that_runs(self, inbox: Path) -> None:
+        """As its lock says."""
+        drop(inbox)
+        held = claim.lock(inbox, OTHER)
+        claim.take(inbox, OTHER, "x.jsonl")
+        with pytest.raises(claim.ClaimError) as caught:
+            claim.adopt_foreign(inbox, ME, OTHER)
+        assert caught.value.reason == "foreign"
+        assert claim.foreign(inbox, ME) == {OTHER: ["x.jsonl"]}
+        os.close(held)
+
+    def test_a_namesake_of_ours_is_not_replaced(self, inbox: Path) -> None:
+        """The other's stays where it is."""
+        for instance in (ME, OTHER):
+            drop(inbox, content=instance)
+            claim.take(inbox, instance, "x.jsonl")
+        assert claim.adopt_foreign(inbox, ME, OTHER) == []
+        assert (mine(inbox) / "x.jsonl").read_text() == ME
+        assert claim.foreign(inbox, ME) == {OTHER: ["x.jsonl"]}
+
+    @needs_root
+    def test_nothing_is_adopted_where_locks_do_not_reach(self, tmp_path: Path) -> None:
+        """On a filesystem that is not known to be local another host may be at work."""
+        script = (
+            "import os, subprocess; from pathlib import Path; from sfwatch import claim\n"
+            "subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', '.'], check=True); os.chdir(os.getcwd())\n"
+            "for name in ('lower', 'upper', 'work', 'inbox'): os.mkdir(name)\n"
+            "options = 'lowerdir=lower,upperdir=upper,workdir=work'\n"
+            "subprocess.run(['mount', '-t', 'overlay', '-o', options, 'overlay', 'inbox'], check=True)\n"
+            "Path('inbox/x.jsonl').write_text('x'); claim.take(Path('inbox'), 'other', 'x.jsonl')\n"
+            "try: claim.adopt_foreign(Path('inbox'), 'me', 'other')\n"
+            "except claim.ClaimError as error: print(error)\n"
+        )
+        assert "foreign: on overlay" in in_mount_namespace(script, cwd=tmp_path)
+
+    def test_the_lock_ends_with_its_process(self, inbox: Path) -> None:
+        """However that ends: the kernel lets go."""
+        script = (
+            "import os, sys; from pathlib import Path; from sfwatch import claim\n"
+            "claim.lock(Path(sys.argv[1]), sys.argv[2]); print('held', flush=True); sys.stdin.read()\n"
+        )
+        command = [sys.executable, "-c", script, str(inbox), OTHER]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(claim.ClaimError):
+                claim.adopt_foreign(inbox, ME, OTHER)
+            holder.kill()
+        assert claim.adopt_foreign(inbox, ME, OTHER) == []
+
+
+def test_the_folder_can_be_locked_by_others_too(inbox: Path) -> None:
+    """The lock is a plain flock on the folder of claims: `flock` of the shell sees it."""
+    held = claim.lock(inbox, ME)
+    with files.folder(mine(inbox)) as fd, pytest.raises(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(held)
