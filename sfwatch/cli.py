@@ -87,6 +87,15 @@ def once(path: Path | None, wait: str) -> None:
     sys.exit(_work(_settings(path), drain_s=drain_s))
 
 
+@commands.command()
+@click.option("--once", "ends", is_flag=True, help="End after the sample file.")
+def demo(*, ends: bool) -> None:
+    """Try it: a throw-away inbox and a local stand-in for the service. No key, no network."""
+    from sfwatch import demo as it  # noqa: PLC0415 - as above
+
+    sys.exit(it.run(once=ends))
+
+
 def _settings(path: Path | None) -> Config:
     """Read the configuration, or say all that is wrong with it and end."""
     try:
