@@ -63,17 +63,28 @@ def take(inbox: Path, instance: str, name: str) -> None:
     """
     _require_outside(name)
     for _ in range(_TRIES):  # another thread may tidy the folders for claims away while we are under way
-        with _opened(inbox) as top, files.parent(top, name) as (source, base):
-            files.require_regular(files.lstat(base, dir_fd=source), name)
-            with _ours(top, inbox, instance, make=True) as mine:
-                if _taken(source, base, mine, inbox, name):
-                    return
+        with _opened(inbox) as top:
+            if _taken_from(top, inbox, instance, name):
+                return
     raise ClaimError("namesake", f"a file under way has the name of a folder of {name!r}, or the reverse")
 
 
 def _require_outside(name: str) -> None:
     if files.parts(name)[0] == FOLDER:
         raise ValueError(f"{name!r} is in the folder of claims itself")
+
+
+def _taken_from(top: int, inbox: Path, instance: str, name: str) -> bool:
+    try:
+        with files.parent(top, name) as (source, base):
+            files.require_regular(files.lstat(base, dir_fd=source), name)
+            with _ours(top, inbox, instance, make=True) as mine:
+                return _taken(source, base, mine, inbox, name)
+    except PermissionError as error:
+        folder = str((inbox / name).parent)
+        raise ClaimError(
+            "cannot_move", f"{folder!r} can't be opened: let our group read and enter it"
+        ) from error
 
 
 def _taken(source: int, base: str, mine: int, inbox: Path, name: str) -> bool:

@@ -240,12 +240,11 @@ def make_folder(dir_fd: int, name: str, mode: int) -> int:
 
 
 def _set_folder_mode(dir_fd: int, name: str, mode: int) -> None:
-    """Only on a folder of our own: the name may lead to another one by now. An inherited setgid bit stays."""
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), folder(name, dir_fd=dir_fd) as fd:
+    """Only on a folder of our own: the name may lead to another one by now."""
+    with suppress(FileNotFoundError, NotADirectoryError), folder(name, dir_fd=dir_fd) as fd:
         st = os.fstat(fd)
-        wanted = (st.st_mode & 0o7000) | (mode & 0o777)
-        if st.st_uid == os.geteuid() and stat.S_IMODE(st.st_mode) != wanted:
-            os.fchmod(fd, wanted)
+        if st.st_uid == os.geteuid() and st.st_mode & 0o777 != mode & 0o777:
+            _give_to_group(fd, dir_fd, st.st_mode & 0o7000 | mode & 0o777)
 
 
 def sync_folder(dir_fd: int) -> None:
@@ -371,13 +370,19 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def _give_to_group(fd: int, dir_fd: int, mode: int) -> None:
-    """Best effort: filesystems without owners refuse both."""
+    """Best effort: filesystems without owners refuse both.
+
+    systemd's RestrictSUIDSGID refuses to set even a setgid bit that the folder inherited and has already;
+    it is given up then, since the permissions matter more.
+    """
     group = os.fstat(dir_fd).st_gid
     if os.fstat(fd).st_gid != group:
         with suppress(OSError):
             os.fchown(fd, -1, group)
-    with suppress(PermissionError):
-        os.fchmod(fd, mode)
+    for wanted in (mode, mode & 0o777):
+        with suppress(PermissionError):
+            os.fchmod(fd, wanted)
+            return
 
 
 def sweep_temporaries(dir_fd: int) -> int:

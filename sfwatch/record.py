@@ -284,7 +284,7 @@ def reserve(folder_fd: int, name: str, suffix: str, document: bytes, *, sha256: 
     try:
         files.publish(folder_fd, name + suffix, document)
     except FileExistsError:
-        if not _is_our_own(folder_fd, name + suffix, sha256, _identifier(document)):
+        if not _is_our_own(folder_fd, name + suffix, sha256, document):
             raise
         files.sync_folder(folder_fd)  # the earlier try may have ended just before
 
@@ -297,22 +297,29 @@ def unreserve(folder_fd: int, name: str, suffix: str, *, sha256: str) -> None:
         files.sync_folder(folder_fd)
 
 
-def _is_our_own(folder_fd: int, name: str, sha256: str, identifier: Any) -> bool:
-    """Whether a document was written by our user, for these bytes, and (if asked) for this very upload."""
+def _is_our_own(folder_fd: int, name: str, sha256: str, document: bytes | None) -> bool:
+    """Whether a document is the very one given, or else of our user, for these bytes and for this upload.
+
+    The first half is for filesystems that show one owner for all files.
+    """
     try:
         with files.regular(name, dir_fd=folder_fd) as fd:
-            if os.fstat(fd).st_uid != os.geteuid():
-                return False
-            content = _parsed(os.pread(fd, _LARGEST_DOCUMENT, 0))
+            ours = os.fstat(fd).st_uid == os.geteuid()
+            found = os.pread(fd, _LARGEST_DOCUMENT, 0)
     except (OSError, files.NotRegular):
         return False
+    return found == document or (ours and _is_about(found, sha256, _identifier(document)))
+
+
+def _is_about(document: bytes, sha256: str, identifier: str | None) -> bool:
+    content = _parsed(document)
     facts = content.get("sfwatch", content)
     same_bytes = isinstance(facts, Mapping) and facts.get("sha256") == sha256
     return same_bytes and (identifier is None or identifier == content.get("id"))
 
 
-def _identifier(document: bytes) -> Any:
-    found = _parsed(document).get("id")
+def _identifier(document: bytes | None) -> str | None:
+    found = _parsed(document or b"").get("id")
     return found if isinstance(found, str) else None
 
 

@@ -302,6 +302,16 @@ def swapped(inbox: Path) -> None:
 
 class TestCannotMove:
     @needs_root
+    def test_a_sub_folder_that_cannot_be_entered(self, tmp_path: Path) -> None:
+        """The error names it."""
+        (tmp_path / "inbox/a").mkdir(parents=True)
+        (tmp_path / "inbox/a").chmod(0o700)
+        drop(tmp_path / "inbox", "a/x.jsonl")
+        (tmp_path / "inbox").chmod(0o777)
+        told = as_somebody(TAKE.replace('"x.jsonl"', '"a/x.jsonl"'), cwd=tmp_path)
+        assert told == "cannot_move: 'inbox/a' can't be opened: let our group read and enter it\n"
+
+    @needs_root
     def test_a_sticky_folder_of_somebody_else(self, tmp_path: Path) -> None:
         """The error names owners, modes, and the way out."""
         (tmp_path / "inbox").mkdir()

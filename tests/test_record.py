@@ -417,8 +417,11 @@ class TestReserve:
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
     def test_a_forged_document_is_not_ours(self, tmp_path: Path, there: int) -> None:
-        """Somebody else's file is not continued, however well it fits."""
+        """Somebody else's file is not continued, unless it is ours to the last byte."""
         (tmp_path / "x.jsonl.fileid.json").write_bytes(self.document)
+        os.chown(tmp_path / "x.jsonl.fileid.json", 4242, -1)
+        self.reserve(there)
+        (tmp_path / "x.jsonl.fileid.json").write_bytes(self.document.replace(b'"evals"', b'"other"'))
         os.chown(tmp_path / "x.jsonl.fileid.json", 4242, -1)
         with pytest.raises(FileExistsError):
             self.reserve(there)
