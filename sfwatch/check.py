@@ -324,7 +324,10 @@ class _Audit:
             self.warn("crlf")
         explained = explain_line(line)
         self._found(explained.breaches)
-        return explained
+        if explained.parsed:
+            return explained
+        self.warn("line_not_parsed")
+        return None
 
     def _identify(self, custom_id: str) -> None:
         key = custom_id if len(custom_id) <= _LONGEST_KEPT_ID else _digest(custom_id)
@@ -362,7 +365,7 @@ _WARNINGS = {
     "crlf": "ends in CRLF, not in a newline alone",
     "blank_lines": "is blank",
     "model_missing": "names no body.model",
-    "line_not_parsed": "is too long to be parsed: the service may find what was not looked for here",
+    "line_not_parsed": "is too large to be parsed: the service may find what was not looked for here",
     "ids_not_compared": f"has an id that was not compared: only {MAX_IDS:,} are remembered",
     "no_final_newline": "is the last one and has no newline at its end",
 }

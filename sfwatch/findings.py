@@ -18,6 +18,8 @@ import msgspec
 ROLES = ("system", "user", "assistant")
 QUOTED = 60
 """Characters that are quoted of a value, at most."""
+MOST_VALUES = 500_000
+"""Values that the slow path makes of a line, at most: 16 MiB of `[],` would fill 430 MB of memory."""
 
 _BLANKS = b" \t\r\n"
 _EXACT_DIGITS = 18
@@ -41,9 +43,13 @@ class Breach(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """What the slow path found: the rules broken, and what of the request could be read all the same."""
+    """What the slow path found: the rules broken, and what of the request could be read all the same.
+
+    Where `parsed` is False the line would have become more values than anyone wants in memory: nobody knows.
+    """
 
     breaches: tuple[Breach, ...] = ()
+    parsed: bool = True
     custom_id: str | None = None
     model: str | None = None
 
@@ -97,11 +103,15 @@ def is_blank(line: bytes) -> bool:
 
 def explain_json(line: bytes) -> Explained:
     """Say why the line is not one JSON value in UTF-8, if so."""
+    if _may_be_huge(line):
+        return Explained(parsed=False)
     return Explained(_parse(line)[1])
 
 
 def explain(line: bytes) -> Explained:
     """Say which rules for a request the line breaks: all of them, each at its first place."""
+    if _may_be_huge(line):
+        return Explained(parsed=False)
     value, breaches = _parse(line)
     if value is _NOTHING:
         return Explained(breaches)
@@ -109,7 +119,7 @@ def explain(line: bytes) -> Explained:
         wrong = Breach("not_object", f"the line must be a JSON object (got {_shown(value)})")
         return Explained((*breaches, wrong))
     found = (*breaches, *_custom_id_breaches(value), *_body_breaches(value))
-    return Explained(found, _text_or_none(value.get("custom_id")), _model(value))
+    return Explained(found, custom_id=_text_or_none(value.get("custom_id")), model=_model(value))
 
 
 class Skimmed:
@@ -154,6 +164,10 @@ def _parse(line: bytes) -> tuple[Any, tuple[Breach, ...]]:
         text = text[1:]
     value, fault = _load(text)
     return value, (*bom, Breach("not_json", fault)) if fault else bom
+
+
+def _may_be_huge(line: bytes) -> bool:
+    return len(line) > MOST_VALUES and sum(map(line.count, (b",", b"[", b"{"))) > MOST_VALUES
 
 
 def _load(text: str) -> tuple[Any, str | None]:

@@ -203,6 +203,14 @@ def test_a_line_too_long_to_parse(step: int) -> None:
     assert (result.lines, result.sha256) == (3, hashlib.sha256(data).hexdigest())
 
 
+def test_a_line_of_too_many_values_to_parse() -> None:
+    """A line that would fill the memory and that the fast decoder refuses is warned of, not condemned."""
+    data = text(request("a"), b'{"x": ["\\ud800"' + b", []" * 500_000 + b"]}")
+    result = checked(data, step=len(data))
+    assert reasons(result) == []
+    assert warned(result) == [(2, "line_not_parsed")]
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"), [(b"\xff", "not_utf8"), (b"\xe4\xb8", "not_utf8"), (b"\0", "nul_bytes")]
 )

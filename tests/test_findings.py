@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfwatch.findings import (
+    MOST_VALUES,
     QUOTED,
     ROLES,
     Breach,
@@ -150,6 +151,15 @@ def test_odd_json_is_json(value: str) -> None:
     line = (GOOD % value).encode()
     assert explain(line).breaches == ()
     assert explain_json(line).breaches == ()
+
+
+def test_a_line_of_very_many_values_is_not_taken_apart() -> None:
+    """What the fast way refuses is not parsed slowly where that would fill the memory."""
+    many = GOOD.encode() % (b"[" + b"[]," * MOST_VALUES + b'"\\ud800"]')
+    assert not explain(many).parsed
+    assert not explain_json(many).parsed
+    few = GOOD.encode() % (b'"' + b"x" * MOST_VALUES + b'\\ud800"')
+    assert explain(few).parsed
 
 
 @pytest.mark.parametrize("field", ["custom_id", "model"])
