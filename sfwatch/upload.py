@@ -5,8 +5,8 @@ and what came back, and no error of the network leaves this module as an excepti
 
 What `requests`, `urllib3` and `http.client` do behind one's back, and what is done about it here:
 
-- `files=` builds the body in memory: `_Form` streams it from two reused blocks instead, while a helper
-  thread reads and hashes one block ahead (on a second core the digest then costs no time).
+- `files=` builds the body in memory: `_Form` streams it from a few reused blocks instead, while a helper
+  thread reads and hashes some blocks ahead (on a second core the digest then costs next to no time).
 - A service may refuse early and hang up while the body is still going out: between any two writes the
   connection is looked at, and an answer that is there ends the sending and is read.
 - The connect timeout stays on the socket while the body is sent: `_Connection.request` replaces it.
@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import http.client
 import io
+import itertools
 import math
 import mmap
 import os
@@ -31,6 +32,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -48,7 +50,7 @@ from sfwatch.settings import Api
 from sfwatch.verdict import Answer, Attempt, Trouble
 
 BLOCK = 512 * 1024
-"""Bytes read, hashed and handed to the connection at once; smaller files go out in one piece."""
+"""Bytes read, hashed and handed to the connection at once; files up to this size go out in one piece."""
 
 ANSWER_LIMIT = 64 * 1024
 """Bytes of an upload's answer that are read."""
@@ -63,6 +65,7 @@ with that leaves everybody guessing whether it was served."""
 SLICE_S = 0.25
 """How soon `stop` is noticed while nothing moves."""
 
+_AHEAD = 3  # blocks read and hashed ahead of the one that goes out: 1 is a tenth slower, 7 no quicker
 _HEADER_LIMIT = 1000
 _TRACE_ID = "x-siliconcloud-trace-id"
 _UNFIT = re.compile(r'[\x00-\x1f\x7f-\x9f"\\\ud800-\udfff]')
@@ -325,14 +328,14 @@ class _Form:
     def _blocks(self, helper: ThreadPoolExecutor) -> Iterator[memoryview]:
         # Anonymous mappings: reading into a bytearray of this size costs half a second a gigabyte on some
         # processors, since it does not begin on a page.
-        blocks = [memoryview(mmap.mmap(-1, BLOCK)) for _ in range(2)]
-        ahead = helper.submit(self._fill, blocks[0], 0)
-        for at in range(BLOCK, self._size, BLOCK):
-            block = ahead.result()
-            blocks.reverse()
-            ahead = helper.submit(self._fill, blocks[0], at)
+        buffers = itertools.cycle([memoryview(mmap.mmap(-1, BLOCK)) for _ in range(_AHEAD + 1)])
+        places = zip(buffers, range(0, self._size, BLOCK), strict=False)
+        fills = (helper.submit(self._fill, buffer, at) for buffer, at in places)
+        ahead = deque(itertools.islice(fills, _AHEAD))
+        while ahead:
+            block = ahead.popleft().result()
+            ahead.extend(itertools.islice(fills, 1))
             yield block
-        yield ahead.result()
 
     def _fill(self, block: memoryview, at: int) -> memoryview:
         block = block[: self._size - at]
