@@ -206,8 +206,10 @@ class Daemon:
     def _timeout(self) -> float:
         now = self.clock()
         times = [w.next_look for w in self.watched.values()]
-        times += [at for at in (self.table.next_due(), self.stop_at, self.drain_until) if at is not None]
-        times += [hold.probe_at for hold in self.storage.values() if hold.trial is None]
+        times += [at for at in (self.table.next_due(), self.stop_at) if at is not None]
+        # What is past already waits for something else to happen: a worker, or a file.
+        ahead = [hold.probe_at for hold in self.storage.values()] + [self.drain_until or 0.0]
+        times += [at for at in ahead if at > now]
         for service in self.services.values():
             at = rules.next_at(service.state, now)
             if at is not None:
@@ -594,6 +596,7 @@ class Daemon:
         w = self.watched[entry.inbox]
         service = self.service_of[entry.inbox]
         if not self._locked(w, entry, now):
+            self._end_storage_trial(entry.key, None, now)
             return
         if _needs_service(entry):
             service.start(entry.key, self._remote_name(entry), now)
@@ -644,8 +647,7 @@ class Daemon:
                 self.table.ready(other)
         if entry is None:
             return
-        if not isinstance(outcome, NoStorage):
-            self._storage_works(key, now)
+        self._end_storage_trial(key, outcome, now)
         entry.task = Task.DELIVER
         if went_out:
             self._tell_target(service, entry, outcome, now)
@@ -895,7 +897,7 @@ class Daemon:
         first = hold is None
         if hold is None:
             hold = self.storage[outcome.folder] = StorageHold(outcome.reason, now, 0.0, now)
-        if first or hold.trial == entry.key:
+        if first or hold.trial == entry.key:  # stragglers of before the hold do not lengthen it
             longest = self.config.uploads.longest_retry_s
             hold.trial = None
             hold.pause_s = min(max(self.config.uploads.first_retry_s, hold.pause_s * 2), longest)
@@ -924,9 +926,14 @@ class Daemon:
             hold.trial = entry.key
         return True
 
-    def _storage_works(self, key: Key, now: float) -> None:
+    def _end_storage_trial(self, key: Key, outcome: Outcome | None, now: float) -> None:
+        """A try that came past the folder ends its hold; one that ended before it proves nothing."""
         for folder, hold in list(self.storage.items()):
-            if hold.trial == key:
+            if hold.trial != key or (isinstance(outcome, NoStorage) and outcome.folder == folder):
+                continue
+            hold.trial = None
+            hold.probe_at = now + hold.pause_s
+            if isinstance(outcome, Done | Failed | Deferred | Refused | Unknown | LookAgain | Undecided):
                 del self.storage[folder]
                 waiting = sum(self._needs(e, folder) for e in self.table.entries())
                 held_s = round(now - hold.since, 3)
