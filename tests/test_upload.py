@@ -5,6 +5,7 @@ import hashlib
 import io
 import logging
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import python_multipart
+import urllib3.connection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import (
@@ -901,24 +903,38 @@ def test_a_slow_receiver_is_no_stall(
     file_of: Callable[[bytes | int], int],
     authority: Authority,
     loopback_tls: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As long as some bytes move the sending goes on; the short connect timeout is over with the connection."""
+    """As long as some bytes move the sending goes on, and they arrive in their order.
+
+    The connect timeout is shorter than the upload; buffers are small, so that most writes go out in parts.
+    """
 
     def script(wire: Wire) -> None:
+        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         head = wire.read_head()
-        left = content_length(head)
-        while left > 0:
-            pause.wait(0.02 if left > LARGE - (2 << 20) else 0)
-            left -= len(wire.read(1 << 18))
+        body = bytearray()
+        while len(body) < content_length(head):
+            pause.wait(0.002)
+            body += wire.read(1 << 16)
+        received.append((head, bytes(body)))
         wire.send(OK)
 
+    def with_a_small_buffer(connection: urllib3.connection.HTTPConnection) -> socket.socket:
+        sock = connect(connection)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        return sock
+
+    connect = urllib3.connection.HTTPConnection._new_conn
+    monkeypatch.setattr(urllib3.connection.HTTPConnection, "_new_conn", with_a_small_buffer)
     pause = threading.Event()
+    received: list[tuple[bytes, bytes]] = []
     with Server(script, tls=loopback_tls if secure else None) as server:
-        client = clients(
-            server.url(), ca_bundle=authority.certificate, connect_timeout_s=0.3, read_timeout_s=10
-        )
-        attempt = send(client, file_of(LARGE))
-    assert (attempt.trouble, attempt.sent_all, attempt.sent) == (None, True, LARGE)
+        bundle = authority.certificate
+        client = clients(server.url(), ca_bundle=bundle, connect_timeout_s=0.3, read_timeout_s=10)
+        attempt = send(client, file_of(2 * BIG))
+    assert (attempt.trouble, attempt.sent_all, attempt.sent) == (None, True, 2 * BIG)
+    assert as_werkzeug_reads(*received[0])[2] == pattern(2 * BIG)
 
 
 # --- no connection ---------------------------------------------------------------------------------------
