@@ -27,7 +27,7 @@ _PRIVATE = 0o700
 _NOT_OURS_TO_MOVE = frozenset({errno.EPERM, errno.EACCES, errno.EROFS, errno.EXDEV})
 _GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS, see ioctl_iflags(2)
 _IMMUTABLE, _APPEND_ONLY = 0x10, 0x20
-_TRIES = 5
+_TRIES = 100
 
 
 class ClaimError(Exception):
@@ -66,7 +66,7 @@ def take(inbox: Path, instance: str, name: str) -> None:
         with _opened(inbox) as top:
             if _taken_from(top, inbox, instance, name):
                 return
-    raise ClaimError("namesake", f"a file under way has the name of a folder of {name!r}, or the reverse")
+    raise ClaimError("namesake", f"the folders for the claim of {name!r} are never left in peace")
 
 
 def _require_outside(name: str) -> None:
@@ -93,6 +93,7 @@ def _taken(source: int, base: str, mine: int, inbox: Path, name: str) -> bool:
         with files.parent(mine, name, make=_PRIVATE) as (target, _):
             _rename(source, base, target)
     except FileNotFoundError:
+        _require_no_file_in_the_way(mine, name)
         return False
     except FileExistsError:
         if _tidied(mine, name):
@@ -103,6 +104,15 @@ def _taken(source: int, base: str, mine: int, inbox: Path, name: str) -> bool:
             raise
         raise ClaimError("cannot_move", _why_not(error, source, base, inbox / name)) from error
     return True
+
+
+def _require_no_file_in_the_way(mine: int, name: str) -> None:
+    """A file under way may have the name that is now a folder's."""
+    *folders, _ = files.parts(name)
+    for depth in range(1, len(folders) + 1):
+        with suppress(FileNotFoundError), files.parent(mine, "/".join(folders[:depth])) as (around, base):
+            if not stat.S_ISDIR(files.lstat(base, dir_fd=around).st_mode):
+                raise ClaimError("namesake", f"an earlier {'/'.join(folders[:depth])!r} is still under way")
 
 
 def _rename(source: int, base: str, target: int) -> None:
@@ -126,11 +136,12 @@ def _return_swapped(source: int, base: str, target: int) -> None:
 
 def _tidied(mine: int, name: str) -> bool:
     """Whether it was only a left-over folder that had the name among the claims."""
-    with files.parent(mine, name) as (target, base):
-        if not stat.S_ISDIR(files.lstat(base, dir_fd=target).st_mode):
-            return False
     _discard_empty(mine)
-    return True
+    try:
+        with files.parent(mine, name) as (target, base):
+            return not files.exists(base, dir_fd=target)
+    except FileNotFoundError:
+        return True
 
 
 def open_claimed(inbox: Path, instance: str, name: str) -> int:

@@ -198,6 +198,7 @@ class TestTake:
         with pytest.raises(claim.ClaimError) as caught:
             claim.take(inbox, ME, "a.jsonl/x.jsonl")
         assert caught.value.reason == "namesake"
+        assert "'a.jsonl' is still under way" in caught.value.detail
         assert (inbox / "a.jsonl/x.jsonl").exists()
 
     def test_a_file_named_like_a_folder_of_claims(self, inbox: Path) -> None:
@@ -511,15 +512,15 @@ class TestListing:
             "while sys.stdin.read(1) != '.': claim.discard_empty_folders(Path(sys.argv[1]), sys.argv[2])\n"
         )
         command = [sys.executable, "-c", script, str(inbox), ME]
-        tidier = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
-        assert tidier.stdin is not None
-        for number in range(100):
-            tidier.stdin.write("go on ")
-            tidier.stdin.flush()
-            drop(inbox, f"a/b/{number}.jsonl")
-            claim.take(inbox, ME, f"a/b/{number}.jsonl")
-            (mine(inbox) / f"a/b/{number}.jsonl").unlink()
-        tidier.communicate(".")
+        with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as tidier:
+            assert tidier.stdin is not None
+            for number in range(100):
+                tidier.stdin.write("go on ")
+                tidier.stdin.flush()
+                drop(inbox, f"a/b/{number}.jsonl")
+                claim.take(inbox, ME, f"a/b/{number}.jsonl")
+                (mine(inbox) / f"a/b/{number}.jsonl").unlink()
+            tidier.communicate(".")
         assert tidier.returncode == 0
         assert names(inbox / "a/b") == []
 

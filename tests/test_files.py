@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 import socket
 import stat
 import subprocess
@@ -38,9 +37,8 @@ def _no_leaked_descriptors() -> Iterator[None]:
 
 @pytest.fixture(name="elsewhere")
 def _elsewhere() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(dir="/dev/shm"))
-    yield path
-    shutil.rmtree(path)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
+        yield Path(path)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import resource
-import shutil
 import stat
 import subprocess
 import sys
@@ -44,17 +43,15 @@ class Scene:
 @pytest.fixture(name="scene", params=["rename", "copy"])
 def _scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     """Both within one filesystem and between two."""
-    elsewhere = Path(tempfile.mkdtemp(dir="/dev/shm"))
-    yield from scene(request.param, tmp_path, elsewhere)
-    shutil.rmtree(elsewhere)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        yield from scene(request.param, tmp_path, Path(elsewhere))
 
 
 @pytest.fixture(name="across")
 def _across(tmp_path: Path) -> Iterator[Scene]:
     """Between two filesystems."""
-    elsewhere = Path(tempfile.mkdtemp(dir="/dev/shm"))
-    yield from scene("copy", tmp_path, elsewhere)
-    shutil.rmtree(elsewhere)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        yield from scene("copy", tmp_path, Path(elsewhere))
 
 
 def scene(how: str, here: Path, elsewhere: Path) -> Iterator[Scene]:
@@ -378,19 +375,21 @@ def test_one_file_in_one_place_after_a_kill_at_any_call(tmp_path: Path) -> None:
     """Killed before each call of a copy: the source is whole until the target is, under its own name."""
     for call in ("write", "fsync", "renameat2", "unlinkat"):
         for count in (1, 2, 3):
-            here, elsewhere = tmp_path / f"{call}{count}", Path(tempfile.mkdtemp(dir="/dev/shm"))
+            here = tmp_path / f"{call}{count}"
             here.mkdir()
-            (here / "x.jsonl").write_bytes(CONTENT)
-            subprocess.run(
-                [sys.executable, "-c", KILLED, here, elsewhere, DIGEST, call, str(count)], check=False
-            )
-            whole = [path for path in (here / "x.jsonl", elsewhere / "x.jsonl") if path.exists()]
-            assert whole
-            assert {move_digest(path) for path in whole} == {DIGEST}
-            with files.folder(elsewhere) as target:
-                files.sweep_temporaries(target)
-            assert set(names(elsewhere)) <= {"x.jsonl"}
-            shutil.rmtree(elsewhere)
+            with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+                kill_a_copy(here, Path(elsewhere), call, count)
+
+
+def kill_a_copy(here: Path, elsewhere: Path, call: str, count: int) -> None:
+    (here / "x.jsonl").write_bytes(CONTENT)
+    command = [sys.executable, "-c", KILLED, str(here), str(elsewhere), DIGEST, call, str(count)]
+    subprocess.run(command, check=False)
+    whole = [path for path in (here / "x.jsonl", elsewhere / "x.jsonl") if path.exists()]
+    assert {move_digest(path) for path in whole} == {DIGEST}
+    with files.folder(elsewhere) as target:
+        files.sweep_temporaries(target)
+    assert set(names(elsewhere)) <= {"x.jsonl"}
 
 
 def move_digest(path: Path) -> str:
