@@ -150,6 +150,16 @@ def open_claimed(inbox: Path, instance: str, name: str) -> int:
         return files.open_regular(name, dir_fd=mine)
 
 
+@contextmanager
+def place(inbox: Path, instance: str, name: str) -> Iterator[tuple[int, str]]:
+    """The folder that a claimed file lies in, seen to be ours alone, and the file's own name: to move it from.
+
+    Opened for this call only. FileNotFoundError, NotRegular, ClaimError("unsafe").
+    """
+    with _opened(inbox) as top, _ours(top, inbox, instance) as mine, files.parent(mine, name) as found:
+        yield found
+
+
 def give_back(inbox: Path, instance: str, name: str) -> None:
     """Put a claimed file back under its name, durably.
 

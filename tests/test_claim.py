@@ -409,6 +409,23 @@ class TestOpenClaimed:
             claim.open_claimed(inbox, ME, "x.jsonl")
 
 
+class TestPlace:
+    def test_where_a_claimed_file_is_moved_from(self, inbox: Path) -> None:
+        """Its folder, and its name in there."""
+        drop(inbox, "a/x.jsonl")
+        claim.take(inbox, ME, "a/x.jsonl")
+        with claim.place(inbox, ME, "a/x.jsonl") as (fd, base):
+            assert files.exists(base, dir_fd=fd)
+            assert base == "x.jsonl"
+
+    def test_no_link_on_the_way_is_followed(self, inbox: Path, tmp_path: Path) -> None:
+        """Folders of claims that somebody put a link in place of are not ours."""
+        (inbox / ".sfwatch").rename(tmp_path / "moved")
+        (inbox / ".sfwatch").symlink_to(tmp_path / "moved")
+        with pytest.raises(claim.ClaimError, match="unsafe"), claim.place(inbox, ME, "x.jsonl"):
+            raise AssertionError("unreachable")
+
+
 class TestGiveBack:
     def test_it_is_as_before(self, inbox: Path) -> None:
         """The same file under the same name."""
