@@ -48,17 +48,17 @@ def deliver(job: Job, tools: Tools) -> Outcome:
     """Take one file one step: as far as it goes now. Raises nothing but bugs."""
     try:
         known = _known(job, tools)
-        if job.task is Task.GIVE_BACK:
-            return _give_back(job, tools) or BackInInbox()
         if known is not None and known.state in (State.ACCEPTED, State.REFUSED):
             return filing.file_away(job, tools, known)
         if known is not None and known.state in (State.SENDING, State.UNKNOWN):
             return _clear_up(job, tools, known)
+        if job.task is Task.GIVE_BACK:
+            return _give_back(job, tools) or BackInInbox()
         return _begin(job, tools, known)
     except StorageError as error:
         return error.outcome(claimed=filing.is_claimed(job, tools), known=job.known)
     except claim.ClaimError as error:
-        return NotTaken(error.reason, error.detail)
+        return NotTaken(error.reason, error.detail, claimed=job.settled is None)
     except files.NotRegular as error:
         return Ignored(error.kind)
     except FileNotFoundError:
@@ -319,7 +319,7 @@ def _conclude(job: Job, tools: Tools, held: _Held, attempt: Attempt, *, before: 
             known = replace(known, state=State.WAITING, windows=before.windows)
             return _saved(tools, known) or Refused(verdict, known)
         case _:
-            if not _unchanged(held):
+            if not before.windows and not _unchanged(held):
                 save(tools, before)
                 return _changed(job, tools, attempt.detail)
             # An earlier attempt may still have been stored: then the file stays out of its inbox.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sfwatch import __version__, claim, files, move, record
-from sfwatch.job import Done, Failed, InboxGone, Job, NoStorage, Outcome, Tools
+from sfwatch.job import Done, Failed, InboxGone, Job, NoStorage, NotTaken, Outcome, Tools
 from sfwatch.journal import Delivery, State
 
 _TRIES = 20
@@ -82,7 +82,25 @@ def file_away(job: Job, tools: Tools, known: Delivery) -> Outcome:
         return _without_its_file(job, tools, known, ending)
     except StorageError as error:
         return error.outcome(claimed=True, known=known)
+    except claim.ClaimError as error:
+        return NotTaken(error.reason, error.detail, claimed=True)
+    except files.NotRegular as odd:
+        return NotTaken("cannot_move", f"a {odd.kind} stands in the way in {ending.folder}", claimed=True)
+    except move.SourceChanged:
+        return _not_what_was_sent(job, tools, known)
     return _finished(job, tools, known, ending)
+
+
+def _not_what_was_sent(job: Job, tools: Tools, known: Delivery) -> Outcome:
+    """Somebody wrote to the claimed file by another link: what was uploaded is nobody's, the file goes back."""
+    orphans = [known.file_id] if known.file_id else None
+    detail = "it was changed after it had been sent; what was sent stays at the service as nobody's"
+    tools.log("file.changed", size=known.size, attempt=known.attempts, detail=detail, orphans=orphans)
+    try:
+        save(tools, replace(known, state=State.FAILED, finished_at=tools.wall()))
+    except StorageError as error:
+        return error.outcome(claimed=True, known=known)
+    return NotTaken("being_written", detail, claimed=True)
 
 
 @contextmanager
@@ -120,10 +138,9 @@ def lies_in_inbox(job: Job, known: Delivery) -> bool:
 
 def _publish_and_move(job: Job, tools: Tools, known: Delivery, ending: Ending, fd: int) -> Delivery:
     *folders, base = files.parts(job.name)
-    claims = claim.claims_folder(job.inbox.path, tools.journal.instance)
-    with storage(ending.folder), files.folder(os.path.realpath(ending.folder)) as top:
-        with files.below(top, folders, make=0o770) as target, files.folder(claims) as mine:
-            with files.parent(mine, job.name) as (source, _):
+    with claim.place(job.inbox.path, tools.journal.instance, job.name) as (source, _):
+        with storage(ending.folder), files.folder(os.path.realpath(ending.folder)) as top:
+            with files.below(top, folders, make=0o770) as target:
                 known = _place(tools, known, ending, target, source, base, fd)
                 _move_marker(known, source, target, base)
     claim.discard_empty_folders(job.inbox.path, tools.journal.instance)
@@ -148,8 +165,10 @@ def _place(
             continue
         try:
             move.move(source, base, target, name, fd=fd, sha256=sha256)
-        except FileExistsError:
+        except (FileExistsError, move.SourceChanged) as odd:
             record.unreserve(target, name, ending.suffix, sha256=sha256)
+            if isinstance(odd, move.SourceChanged):
+                raise
             known = replace(known, target_name=None)
             continue
         return known
