@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Event
 from typing import BinaryIO
 
 from sfwatch.findings import (
@@ -61,6 +62,7 @@ _LONGEST_KEPT_ID = 32
 _LONGEST_MODEL = 120
 _SHOWN_MODELS = 3
 _LF = 0x0A
+_CR = 0x0D
 _CRLF = b"\r\n"
 
 
@@ -176,20 +178,23 @@ def _watched(
 def _hashed(blocks: Iterator[bytes], read: _Read) -> Iterator[bytes]:
     """Pass the blocks on, while a second thread takes the full ones into the digest."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as second:
-        block = next(blocks, b"")
-        while block:
+        for block in blocks:
             read.size += len(block)
             read.ends_line = block.endswith(b"\n")
             if len(block) < _BLOCK:  # the only block or the last one: not worth a thread
                 read.digest.update(block)
                 yield block
-                block = next(blocks, b"")
-                continue
-            hashing = second.submit(read.digest.update, block)
-            ahead = next(blocks, b"")  # reading lets go of the interpreter: that is when the hashing begins
-            yield block
-            hashing.result()
-            block = ahead
+            else:
+                begun = Event()
+                hashing = second.submit(_hash, read.digest, block, begun)
+                begun.wait()  # or the parsing would keep the interpreter to itself until it is done
+                yield block
+                hashing.result()
+
+
+def _hash(digest: "hashlib._Hash", block: bytes, begun: Event) -> None:
+    begun.set()
+    digest.update(block)
 
 
 def _lines(blocks: Iterator[bytes], longest: int) -> Iterator[bytes | Skimmed]:
@@ -271,13 +276,15 @@ class _Audit:
             if isinstance(line, Skimmed) or (request := recognise(line)) is None:
                 self._explain_request(line)
                 continue
-            if line[-2:] == _CRLF:
+            if line[-2] == _CR and line[-1] == _LF:  # half the price of endswith
                 self.warn("crlf")
             custom_id, model = request.custom_id, request.body.model
-            if custom_id in ids or len(custom_id) > _LONGEST_KEPT_ID or len(ids) >= MAX_IDS:
+            if (
+                len(custom_id) > _LONGEST_KEPT_ID
+                or len(ids) >= MAX_IDS
+                or ids.setdefault(custom_id, self.number) != self.number
+            ):
                 self._identify(custom_id)
-            else:
-                ids[custom_id] = self.number
             if model in models:
                 models[model] += 1
             else:
@@ -337,7 +344,7 @@ class _Audit:
             self._found((Breach("custom_id_repeated", detail),))
         elif len(self._ids) < MAX_IDS:
             self._ids[key] = self.number
-        else:
+        elif "ids_not_compared" not in self.warned:
             self.warn("ids_not_compared")
 
     def _count_model(self, model: str | None) -> None:
@@ -366,7 +373,7 @@ _WARNINGS = {
     "blank_lines": "is blank",
     "model_missing": "names no body.model",
     "line_not_parsed": "is too large to be parsed: the service may find what was not looked for here",
-    "ids_not_compared": f"has an id that was not compared: only {MAX_IDS:,} are remembered",
+    "ids_not_compared": f"and those after it have ids that were not compared: only {MAX_IDS:,} are remembered",
     "no_final_newline": "is the last one and has no newline at its end",
 }
 
