@@ -8,17 +8,18 @@ characters, and printable where a name is not valid UTF-8 (`file_b64` then holds
 
 import base64
 import json
+import math
 import os
 import re
 import threading
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import structlog
 
+from sfwatch import console
 from sfwatch.settings import Log
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
@@ -179,8 +180,13 @@ class EventLog:
         getattr(self._logger, listed.level)(event, **keys)
 
 
-def event_log(write: Callable[[str], None], *, level: str = "info", console: bool = False) -> EventLog:
-    """Return a log whose lines go to *write*, as JSON or for a person at a terminal."""
+def event_log(
+    write: Callable[[str], None],
+    *,
+    level: str = "info",
+    form: Callable[[Mapping[str, Any]], str] | None = None,
+) -> EventLog:
+    """Return a log whose lines go to *write*, in the *form* given, else as JSON."""
     logger = structlog.wrap_logger(
         _Lines(write),
         processors=[
@@ -188,7 +194,7 @@ def event_log(write: Callable[[str], None], *, level: str = "info", console: boo
             _only_listed,
             _stamp,
             _printable,
-            console_line if console else _json_line,
+            _rendered(form or json_line),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         cache_logger_on_first_use=False,
@@ -211,6 +217,7 @@ class Output:
         self._stdout = stdout
         self._lock = threading.Lock()  # lines of different threads must not mix
         self._fd = stdout
+        self._torn = False
         self.reopen()
 
     def reopen(self) -> None:
@@ -219,7 +226,7 @@ class Output:
             return
         fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         with self._lock:
-            old, self._fd = self._fd, fd
+            old, self._fd, self._torn = self._fd, fd, False
         if old != self._stdout:
             os.close(old)
 
@@ -231,25 +238,33 @@ class Output:
         """Write one line. What cannot be written is gone: there is nowhere to say so."""
         data = line.encode("utf-8", "backslashreplace") + b"\n"
         with self._lock:
+            if self._torn:  # part of a line went out before the disk was full: it must not spoil this one
+                data = b"\n" + data
+            whole = len(data)
             while data:
                 try:
                     data = data[os.write(self._fd, data) :]
                 except OSError:
+                    self._torn = self._torn or len(data) < whole
                     return
+            self._torn = False
 
 
 def start(log: Log, output: Output) -> EventLog:
     """Return the log that the settings ask for."""
-    console = log.format == "console" or (log.format == "auto" and output.is_terminal())
-    return event_log(output.write, level=log.level, console=console)
+    terminal = output.is_terminal()
+    if log.format == "json" or (log.format == "auto" and not terminal):
+        return event_log(output.write, level=log.level)
+    colour = console.wants_colour(os.environ, terminal=terminal)
+    return event_log(output.write, level=log.level, form=lambda event: console.line(event, colour=colour))
 
 
 # What follows turns an event into a line.
 
 MAX_LINE = 32 * 1024
-_MAX_TEXT = 4000
+_MAX_TEXT = 4096  # the longest path
 _MAX_ITEMS = 50
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
@@ -278,7 +293,7 @@ def _printable(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> M
     file = event.get("file")
     if isinstance(file, str) and not _is_utf8(file):
         event["file_b64"] = base64.b64encode(os.fsencode(file)).decode()
-    return {key: _bounded(value) for key, value in event.items()}
+    return {key: _lines(value) if key == "traceback" else _bounded(value) for key, value in event.items()}
 
 
 def _is_utf8(text: str) -> bool:
@@ -286,44 +301,55 @@ def _is_utf8(text: str) -> bool:
 
 
 def _bounded(value: Any) -> Any:
+    """Return *value* as JSON can hold it, of bounded length and harmless on a terminal."""
     match value:
-        case str():
-            return printable(value if len(value) <= _MAX_TEXT else value[:_MAX_TEXT] + "…")
-        case Path():
-            return printable(str(value))
-        case float():
+        case bool() | int() | None:
+            return value
+        case float() if math.isfinite(value):
             return round(value, 6)
         case list() | tuple():
             return [_bounded(item) for item in value[:_MAX_ITEMS]]
         case _:
-            return value
+            text = str(value)
+            return printable(text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…")
 
 
-def _json_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
-    line = json.dumps(event, ensure_ascii=False, separators=(", ", ": "), default=str)
+def _lines(traceback: str) -> str:
+    """A traceback stays in lines, and is cut at its beginning: the end says what happened."""
+    cut = traceback if len(traceback) <= _MAX_TEXT else "…" + traceback[-_MAX_TEXT:]
+    return "\n".join(printable(line) for line in cut.splitlines())
+
+
+def _rendered(form: Callable[[Mapping[str, Any]], str]) -> Callable[[Any, str, MutableMapping[str, Any]], str]:
+    return lambda _logger, _method, event: form(event)
+
+
+def json_line(event: Mapping[str, Any]) -> str:
+    """Return the event as JSON of at most MAX_LINE bytes; what is longest is shortened, names last of all."""
+    line = _json(event)
+    for limit in (_MAX_TEXT // 4, _MAX_TEXT // 16, _MAX_TEXT // 64):
+        if len(line.encode()) <= MAX_LINE:
+            return line
+        line = _json(
+            {key: value if key in _NAMES else _shortened(value, limit) for key, value in event.items()}
+        )
     if len(line.encode()) <= MAX_LINE:
         return line
-    shorter = {k: v[:500] + "…" if isinstance(v, str) and len(v) > 500 else v for k, v in event.items()}
-    return json.dumps({k: v for k, v in shorter.items() if not isinstance(v, list)}, ensure_ascii=False)
+    return _json({key: _shortened(value, _MAX_TEXT // 64) for key, value in event.items() if key != "file_b64"})
 
 
-_COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
-_FIRST = ("inbox", "file", "target", "path")
+_NAMES = frozenset({"inbox", "file", "file_b64"})
 
 
-def console_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
-    """Render an event for a person at a terminal: one line, coloured, the name first."""
-    colour = _COLOURS[event["level"]]
-    head = f"\x1b[2m{event['timestamp'][11:19]}\x1b[0m \x1b[{colour}m{event['event']:<18}\x1b[0m"
-    place = "/".join(str(event[key]) for key in _FIRST if key in event)
-    shown = [_shown(k, v) for k, v in event.items() if k not in (*ALWAYS, *_FIRST, "file_b64", "traceback")]
-    tail = f"\n{event['traceback']}" if "traceback" in event else ""
-    return " ".join(part for part in (head, f"\x1b[1m{place}\x1b[0m" if place else "", *shown) if part) + tail
+def _json(event: Mapping[str, Any]) -> str:
+    return json.dumps(event, ensure_ascii=False, allow_nan=False)
 
 
-def _shown(key: str, value: Any) -> str:
-    if isinstance(value, float):
-        value = f"{value:.3g}"
-    if key == "sha256":
-        value = f"{value[:12]}…"
-    return f"\x1b[2m{key}=\x1b[0m{value}"
+def _shortened(value: Any, limit: int) -> Any:
+    match value:
+        case str() if len(value) > limit:
+            return value[:limit] + "…"
+        case list():
+            return [_shortened(item, limit) for item in value]
+        case _:
+            return value
