@@ -249,7 +249,7 @@ class Daemon:
             return
         entry = self.table.get((ring.inbox, name))
         if entry is None:
-            entry = self._see((ring.inbox, name), now)
+            entry = self.table.add((ring.inbox, name), now)
         if entry.claimed or entry.stage is Stage.UNDER_WAY:
             entry.newcomer = True
         elif entry.stage in (Stage.SETTLING, Stage.PARKED):
@@ -265,9 +265,10 @@ class Daemon:
                 for entry in self.table.names(w.inbox.name).values():
                     entry.moved_in = False  # an event that would have voided it may be among the lost
 
-    def _see(self, key: Key, now: float) -> Entry:
-        self.log("file.seen", inbox=key[0], file=key[1])
-        return self.table.add(key, now)
+    def _note_seen(self, entry: Entry) -> None:
+        if not entry.seen:
+            entry.seen = True
+            self.log("file.seen", inbox=entry.inbox, file=entry.name)
 
     # Looking.
 
@@ -345,7 +346,7 @@ class Daemon:
         known = self.table.names(w.inbox.name)
         present = set(look.names)
         for name in sorted(present - known.keys()):
-            self._see((w.inbox.name, name), now)
+            self.table.add((w.inbox.name, name), now)
         for name in [name for name in known if name not in present]:
             self._missing(known[name])
         for name, entry in known.items():
@@ -360,14 +361,14 @@ class Daemon:
     def _missing(self, entry: Entry) -> None:
         if entry.claimed or entry.stage is Stage.UNDER_WAY:
             return
-        if entry.stage is not Stage.PARKED:
+        if entry.seen and entry.stage is not Stage.PARKED:
             self._vanished(entry)
         self.table.remove(entry)
 
     def _vanished(self, entry: Entry) -> None:
         detail = "it was taken away before it was uploaded"
         self.log("file.vanished", inbox=entry.inbox, file=entry.name, detail=detail)
-        if entry.failures:
+        if entry.held_mark is not None:  # it was tried: the journal may know it
             known = self.journal.find(str(self.watched[entry.inbox].inbox.path), entry.name)
             if known is not None and known.state is State.WAITING:
                 self.journal.forget(known)
@@ -440,7 +441,8 @@ class Daemon:
         entry = self.table.get((w.inbox.name, name))
         if entry is not None and (entry.stage is Stage.UNDER_WAY or entry.known is not None):
             return
-        entry = self._see((w.inbox.name, name), now)
+        entry = self.table.add((w.inbox.name, name), now)
+        self._note_seen(entry)
         entry.claimed = True
         entry.known = known
         entry.lost_at = now if known is not None else None
@@ -471,6 +473,7 @@ class Daemon:
         except files.NotRegular as odd:
             self._park(entry, odd.kind)
             return
+        self._note_seen(entry)
         if isinstance(sighting, settle.Sighting):
             entry.size = sighting.fingerprint.size
         at_start = entry.seen_at <= self.started_at + 1.0 and not entry.given_back
@@ -526,6 +529,7 @@ class Daemon:
     def _park(self, entry: Entry, kind: str) -> None:
         entry.stage = Stage.PARKED
         entry.observed = None
+        entry.seen = False
         if entry.reason != kind:
             entry.reason = kind
             detail = f"it is a {kind}, not a regular file: it is neither opened nor followed"
@@ -610,7 +614,7 @@ class Daemon:
             settled=None if entry.claimed else entry.settled,
             known=entry.known,
             looked_s=now - entry.lost_at if entry.lost_at is not None else 0.0,
-            held_s=service.held_s(now) - entry.held_mark if entry.failures else 0.0,
+            held_s=service.held_s(now) - entry.held_mark if entry.held_mark is not None else 0.0,
             condemned=entry.condemned,
             insist=entry.insist,
         )
@@ -731,10 +735,14 @@ class Daemon:
                 self._crashed(entry, outcome, now)
 
     def _leave(self, entry: Entry, now: float, *, given_back: bool = False) -> None:
-        """The file is no longer under way; whoever came under its name meanwhile is seen at once."""
+        """The file is no longer under way; whoever came under its name meanwhile is looked at next.
+
+        It may have been nobody: the ring of our own giving back, or a look before the file was claimed.
+        """
         self.table.remove(entry)
         if given_back or entry.newcomer:
-            self._see(entry.key, now).given_back = given_back
+            fresh = self.table.add(entry.key, now)
+            fresh.given_back = fresh.seen = given_back
         entry.claimed = False
         entry.stage = Stage.PARKED
 
@@ -761,12 +769,13 @@ class Daemon:
         entry.claimed = outcome.claimed
         entry.known = outcome.known
         entry.given_back = True
+        if verdict.reason != "no_key":  # then nothing was tried
+            entry.held_mark = service.held_s(now)
         account = verdict.blame is Blame.ACCOUNT and entry.key not in service.state.charged
         if account or verdict.reason == Reason.ABORTED:
             self.table.ready(entry)  # the hold stands in its way, or the end of the process
             return
         entry.failures += 1
-        entry.held_mark = service.held_s(now)
         if entry.accepted_mark is None:
             entry.accepted_mark = service.state.accepted
         condemned = self._given_up(service, entry, outcome)
@@ -783,9 +792,10 @@ class Daemon:
         if outcome.known is not None and outcome.known.state is State.UNKNOWN:
             return None  # the service may have it
         others = service.state.accepted - (entry.accepted_mark or 0)
-        if uploads.poison_after and outcome.attempt >= uploads.poison_after and others >= OTHERS_ACCEPTED:
+        # Only tries that failed "not now" count: what the account suffered from is not the file's.
+        if uploads.poison_after and entry.failures >= uploads.poison_after and others >= OTHERS_ACCEPTED:
             detail = (
-                f"it failed {outcome.attempt} times while the service accepted {others} other files;"
+                f"it failed {entry.failures} times while the service accepted {others} other files;"
                 f" the last time: {outcome.verdict.detail}"
             )
             return Condemned("keeps_failing", detail, outcome.verdict)

@@ -44,13 +44,14 @@ class Entry:
     claimed: bool = False
     moved_in: bool = False
     given_back: bool = False  # our own rename rang for it: that proves nothing
-    newcomer: bool = False  # something came under its name while it was claimed
+    newcomer: bool = False  # something may have come under its name while it was claimed
+    seen: bool = False  # it was more than a name, once: a file that was only rung for cannot vanish
     insist: bool = False
     reason: str | None = None  # the waiting reason that was told last
     failures: int = 0
     looks: int = 0
     lost_at: float | None = None
-    held_mark: float = 0.0
+    held_mark: float | None = None  # how long its target had been held when its last attempt ended
     accepted_mark: int | None = None
     size: int = 0
 
