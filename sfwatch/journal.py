@@ -159,8 +159,13 @@ class SqliteJournal:
         self.set_aside: SetAside | None = None
         self._folder = state_dir
         self._lock = _lock(state_dir)
-        self._database = self._open(stamp)
-        self.instance, self.former = self._identify()
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._lock)
+            self._database = self._open(stamp)
+            undo.callback(self._database.close)
+            self.instance, self.former = self._identify()
+            undo.pop_all()
+        self._closed = False
         self._wishes: queue.SimpleQueue[_Wish | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._thread.start()
@@ -232,9 +237,12 @@ class SqliteJournal:
         self._write(lambda database: _run(database, "DELETE FROM delivery WHERE finished_at < ?", (before,)))
 
     def close(self) -> None:
-        """Write what is left and let go of the folder."""
+        """Write what is left and let go of the folder; who comes later gets a JournalError."""
+        self._closed = True
         self._wishes.put(None)
         self._thread.join()
+        for late in _drain(self._wishes):
+            late.settle(self._too_late())
         os.close(self._lock)
 
     # The thread that owns the database.
@@ -243,10 +251,15 @@ class SqliteJournal:
         return self._write(lambda database: database.execute(query, values).fetchall())
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._closed:
+            raise self._too_late()
         wish = _Wish(work)
         self._wishes.put(wish)
         result: T = wish.result.result()
         return result
+
+    def _too_late(self) -> JournalError:
+        return JournalError(f"the journal in {self._folder} is closed")
 
     def _serve(self) -> None:
         try:
@@ -342,8 +355,7 @@ _UPDATE = f"UPDATE delivery SET ({_COLUMNS}) = (?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE
 def _put(database: sqlite3.Connection, delivery: Delivery) -> int:
     values = _values(delivery)
     try:
-        if delivery.row is not None:
-            _run(database, _UPDATE, (*values, delivery.row))
+        if delivery.row is not None and database.execute(_UPDATE, (*values, delivery.row)).rowcount:
             return delivery.row
         # A file that was tried before and is another one now starts anew.
         _run(database, "DELETE FROM delivery WHERE inbox = ? AND name = ? AND state = 'waiting'", values[:2])
@@ -353,7 +365,7 @@ def _put(database: sqlite3.Connection, delivery: Delivery) -> int:
             raise AttemptOpenError(delivery.remote_name) from None
         if "file_id" in str(conflict):
             raise IdKnownError(delivery.file_id) from None
-        raise
+        raise JournalError(f"{delivery.name!r} is under way already ({conflict})") from None
     return row or 0
 
 
@@ -400,7 +412,7 @@ def _open(path: Path) -> sqlite3.Connection:
         _prepare(database)
     except sqlite3.Error as error:
         database.close()
-        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise _UnusableError("damaged", str(error)) from None
         raise _storage_error(error, path.parent) from None
     except _UnusableError:
@@ -423,6 +435,23 @@ def _prepare(database: sqlite3.Connection) -> None:
             for statement in filter(str.strip, _CREATE.split(";")):
                 database.execute(statement)
             database.execute(f"PRAGMA user_version = {SCHEMA}")
+    _require_sense(database)
+
+
+def _require_sense(database: sqlite3.Connection) -> None:
+    """What a start will read must be readable: a database can be sound and its text damaged all the same."""
+    try:
+        for row in database.execute("SELECT id, facts FROM delivery WHERE finished_at IS NULL"):
+            _delivery(row)
+        known = database.execute("SELECT value FROM meta WHERE key = 'instance'").fetchone()
+        if known is not None and (not _INSTANCE.fullmatch(known[0]) or None in _former(database)):
+            raise _UnusableError("damaged", "its instance is no instance")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _UnusableError("damaged", f"a row makes no sense: {error!r}") from None
+    except sqlite3.Error as error:
+        if _code(error) != sqlite3.SQLITE_ERROR:
+            raise
+        raise _UnusableError("damaged", str(error)) from None  # no such table, no UTF-8
 
 
 @contextlib.contextmanager
@@ -437,7 +466,10 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def _set_aside(path: Path, unusable: _UnusableError, stamp: str) -> SetAside:
-    aside = path.with_name(f"journal.{unusable.reason}-{stamp}.sqlite3")
+    stem = f"journal.{unusable.reason}-{stamp}"
+    aside = path.with_name(f"{stem}.sqlite3")
+    while os.path.lexists(aside):
+        aside = path.with_name(f"{stem}.{secrets.token_hex(2)}.sqlite3")
     for suffix in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
@@ -452,9 +484,14 @@ _FAULTS = {
 }
 
 
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary code; errors that Python's module makes up itself carry none."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
 def _storage_error(error: sqlite3.Error, folder: Path) -> Exception:
     """Return what the disk said, as the OSError that any other write would have raised."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    code = _code(error)
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, *_FAULTS):
         number = _FAULTS.get(code, errno.EIO)
         return OSError(number, f"{os.strerror(number)} ({error})", str(folder))
@@ -493,10 +530,11 @@ _INSTANCE = re.compile("[0-9a-f]{16}")
 
 def _write_instance(file: Path, instance: str) -> None:
     fresh = file.with_name("instance.new")
-    with fresh.open("w") as stream:
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "w") as stream:
         stream.write(instance + "\n")
         stream.flush()
-        os.fsync(stream.fileno())
+        os.fsync(fd)
     fresh.replace(file)
     folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
     os.fsync(folder)
