@@ -87,11 +87,11 @@ def file_away(job: Job, tools: Tools, known: Delivery) -> Outcome:
     except files.NotRegular as odd:
         return NotTaken("cannot_move", f"a {odd.kind} stands in the way in {ending.folder}", claimed=True)
     except move.SourceChanged:
-        return _not_what_was_sent(job, tools, known)
+        return _not_what_was_sent(tools, known)
     return _finished(job, tools, known, ending)
 
 
-def _not_what_was_sent(job: Job, tools: Tools, known: Delivery) -> Outcome:
+def _not_what_was_sent(tools: Tools, known: Delivery) -> Outcome:
     """Somebody wrote to the claimed file by another link: what was uploaded is nobody's, the file goes back."""
     orphans = [known.file_id] if known.file_id else None
     detail = "it was changed after it had been sent; what was sent stays at the service as nobody's"
