@@ -66,7 +66,7 @@ _FACTS: Mapping[str, str] = {
     "internal.error": "",
 }
 
-_SENTENCES = {"inbox.overflowed": "the kernel dropped news of this inbox: a full look follows"}
+_SENTENCES = {"inbox.overflowed": "the kernel dropped some news of it: a full look follows"}
 """For events that bring no sentence and would be a riddle without one."""
 
 

@@ -150,7 +150,8 @@ done/{sidecar} (`jq -r .id` prints the id):
 """
 
 _MISTAKES = """\
-Nothing of it was sent. It lies in failed/ as it was, and beside it a report, which says:
+Nothing of it was sent. It lies in failed/ as it was, and beside it a report,
+failed/{report}, which says:
 """
 
 _YOUR_TURN = """\
@@ -229,8 +230,9 @@ class _Show:
         self.failed += 1
         if event["file"] != BROKEN or self.failed > 1:
             return
-        self._say("\n" + _MISTAKES)
-        self._say(_mistakes(Path(event["report"])))
+        report = Path(event["report"])
+        self._say("\n" + _MISTAKES.format(report=report.name))
+        self._say(_mistakes(report))
         self._head("Your turn")
         self._say(_YOUR_TURN.format(inbox=shlex.quote(f"{self.folder}/inbox/")))
 

@@ -325,31 +325,31 @@ def _rendered(form: Callable[[Mapping[str, Any]], str]) -> Callable[[Any, str, M
 
 
 def json_line(event: Mapping[str, Any]) -> str:
-    """Return the event as JSON of at most MAX_LINE bytes; what is longest is shortened, names last of all."""
+    """Return the event as JSON of at most MAX_LINE bytes: texts are cut as short as it takes, names last."""
     line = _json(event)
-    for limit in (_MAX_TEXT // 4, _MAX_TEXT // 16, _MAX_TEXT // 64):
+    for limit, kept in _CUTS:
         if len(line.encode()) <= MAX_LINE:
             return line
-        line = _json(
-            {key: value if key in _NAMES else _shortened(value, limit) for key, value in event.items()}
-        )
-    if len(line.encode()) <= MAX_LINE:
-        return line
-    return _json({key: _shortened(value, _MAX_TEXT // 64) for key, value in event.items() if key != "file_b64"})
+        line = _json({key: value if key in kept else _cut(value, limit) for key, value in event.items()})
+    return line
 
 
 _NAMES = frozenset({"inbox", "file", "file_b64"})
+_CUTS = ((1000, _NAMES), (250, _NAMES), (60, _NAMES), (60, frozenset({"file_b64"})))
 
 
 def _json(event: Mapping[str, Any]) -> str:
     return json.dumps(event, ensure_ascii=False, allow_nan=False)
 
 
-def _shortened(value: Any, limit: int) -> Any:
+def _cut(value: Any, limit: int) -> Any:
+    """Cut a text to *limit* characters, a list to as many items as have that together."""
     match value:
         case str() if len(value) > limit:
             return value[:limit] + "…"
         case list():
-            return [_shortened(item, limit) for item in value]
+            items = [_cut(item, limit // 4) for item in value]
+            longest = max([1, *(len(str(item)) for item in items)])
+            return items[: max(1, limit // longest)]
         case _:
             return value
