@@ -138,7 +138,7 @@ def started(tmp_path: Path, **more: str) -> Iterator[Person]:
 
 
 def test_a_person_drops_a_file_and_leaves_with_ctrl_c(tmp_path: Path) -> None:
-    """The sample, a file with mistakes and its report, one's own file; then nothing is left, and the status 0."""
+    """The sample, a file with mistakes and its report, one's own file; then nothing is left, and status 0."""
     with started(tmp_path) as person:
         folder = person.folder()
         person.sees(r"file\.failed +inbox/broken\.jsonl")
