@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types unit format clean
+.PHONY: help run test lint types unit session format clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ types: $(STAMP) ## mypy, strict
 
 unit: $(STAMP) ## the tests
 	$(BIN)/pytest
+
+session: $(STAMP) ## a whole session over TLS with a 1 GB file (root, Debian), with its figures
+	$(BIN)/python tests/session.py
 
 format: $(STAMP) ## put the code into its form
 	$(BIN)/ruff check --fix

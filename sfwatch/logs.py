@@ -146,11 +146,11 @@ class Event:
     """What is known of an event before it happens."""
 
     level: str
-    keys: frozenset[str]
+    keys: tuple[str, ...]
 
 
 EVENTS: Mapping[str, Event] = {
-    name: Event(level, frozenset(keys.split())) for name, (level, keys) in _EVENTS.items()
+    name: Event(level, tuple(keys.split())) for name, (level, keys) in _EVENTS.items()
 }
 ALWAYS = ("timestamp", "level", "event")
 TERMINAL = frozenset({"file.done", "file.failed", "file.vanished"})
@@ -175,8 +175,8 @@ class EventLog:
     def __call__(self, event: str, **keys: Any) -> None:
         """Say *event*; None values are left out. Raise UnlistedEventError for what is not listed."""
         listed = EVENTS.get(event)
-        if listed is None or not listed.keys >= keys.keys():
-            raise UnlistedEventError(f"{event}: {sorted(keys.keys() - (listed.keys if listed else set()))}")
+        if listed is None or not keys.keys() <= set(listed.keys):
+            raise UnlistedEventError(f"{event}: {sorted(keys.keys() - set(listed.keys if listed else ()))}")
         getattr(self._logger, listed.level)(event, **keys)
 
 
@@ -280,8 +280,9 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def _only_listed(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    keys = EVENTS[event["event"]].keys
-    return {k: v for k, v in event.items() if v is not None and (k in keys or k in ALWAYS)}
+    """In the order of the list, so that every line of an event looks alike."""
+    listed = ("level", "event", *EVENTS[event["event"]].keys)
+    return {key: event[key] for key in listed if event.get(key) is not None}
 
 
 def _stamp(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

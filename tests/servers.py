@@ -222,6 +222,12 @@ class Authority:
 
     def server_context(self, *names: str, days: str = "30") -> ssl.SSLContext:
         """What a server needs to be `names` (such as "DNS:localhost" or "IP:127.0.0.1")."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.issue(*names, days=days))
+        return context
+
+    def issue(self, *names: str, days: str = "30") -> tuple[Path, Path]:
+        """The files of a certificate for `names`, and of its key."""
         stem = "-".join([*(name.replace(":", "_") for name in names), days])
         (self.folder / f"{stem}.ext").write_text(
             f"subjectAltName={','.join(names)}\nauthorityKeyIdentifier=keyid\n"
@@ -234,9 +240,7 @@ class Authority:
             ["x509", "-req", "-in", f"{stem}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"],
             ["-days", days, "-extfile", f"{stem}.ext", "-out", f"{stem}.pem"],
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.folder / f"{stem}.pem", self.folder / f"{stem}.key")
-        return context
+        return self.folder / f"{stem}.pem", self.folder / f"{stem}.key"
 
     def _openssl(self, *arguments: Sequence[str]) -> None:
         command = ["openssl", *(word for words in arguments for word in words)]
