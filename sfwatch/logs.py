@@ -12,7 +12,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -146,11 +146,11 @@ class Event:
     """What is known of an event before it happens."""
 
     level: str
-    keys: tuple[str, ...]
+    keys: Set[str]  # ordered: a dict's
 
 
 EVENTS: Mapping[str, Event] = {
-    name: Event(level, tuple(keys.split())) for name, (level, keys) in _EVENTS.items()
+    name: Event(level, dict.fromkeys(keys.split()).keys()) for name, (level, keys) in _EVENTS.items()
 }
 ALWAYS = ("timestamp", "level", "event")
 TERMINAL = frozenset({"file.done", "file.failed", "file.vanished"})
@@ -175,8 +175,8 @@ class EventLog:
     def __call__(self, event: str, **keys: Any) -> None:
         """Say *event*; None values are left out. Raise UnlistedEventError for what is not listed."""
         listed = EVENTS.get(event)
-        if listed is None or not keys.keys() <= set(listed.keys):
-            raise UnlistedEventError(f"{event}: {sorted(keys.keys() - set(listed.keys if listed else ()))}")
+        if listed is None or not keys.keys() <= listed.keys:
+            raise UnlistedEventError(f"{event}: {sorted(keys.keys() - (listed.keys if listed else set()))}")
         getattr(self._logger, listed.level)(event, **keys)
 
 

@@ -194,15 +194,9 @@ def session(folder: Path, tls: Path) -> None:
     nginx = subprocess.Popen(["nginx", "-c", str(conf)])
     log = folder / "log.jsonl"
     with log.open("w") as output:
-        sfwatch = subprocess.Popen(
-            [
-                str(Path(python).with_name("sfwatch")),
-                "run",
-                "-c",
-                str(configure(folder, 8443, authority.certificate)),
-            ],
-            stdout=output,
-        )
+        config = configure(folder, 8443, authority.certificate)
+        command = [str(Path(python).with_name("sfwatch")), "run", "-c", str(config)]
+        sfwatch = subprocess.Popen(command, stdout=output)
     time.sleep(2)
     try:
         figures = work(folder, sfwatch.pid, Events(log))
