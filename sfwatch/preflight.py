@@ -113,6 +113,14 @@ def user(uid: int) -> str:
         return f"uid {uid}"
 
 
+def _login(uid: int) -> str:
+    """How commands take a user."""
+    try:
+        return shlex.quote(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return str(uid)
+
+
 def foreign_owner(folder: Path) -> int | None:
     """The user id that a folder belongs to, if it is there and that is not ours."""
     try:
@@ -125,10 +133,9 @@ def foreign_owner(folder: Path) -> int | None:
 def as_user(uid: int, arguments: Iterable[str]) -> str:
     """The command line that does the same as that user."""
     command = shlex.join(["sfwatch", *arguments])
-    name = user(uid)
-    if name.startswith("uid "):
+    if _login(uid) == str(uid):  # runuser takes names only
         return f"setpriv --reuid {uid} --clear-groups -- {command}"
-    return f"runuser -u {shlex.quote(name)} -- {command}"
+    return f"runuser -u {_login(uid)} -- {command}"
 
 
 class _Blocked(Exception):  # noqa: N818 - a finding, not an error of ours
@@ -169,7 +176,8 @@ def _standing(folder: Path) -> str:
         return f"let {me} enter the folders above it (chmod +x)"
     mode = stat.S_IMODE(st.st_mode)
     return (
-        f"it belongs to {user(st.st_uid)}, mode {mode:04o}, and this is {me}: chown {me} {_quoted(folder)}"
+        f"it belongs to {user(st.st_uid)}, mode {mode:04o}, and this is {me}:"
+        f" chown {_login(os.geteuid())} {_quoted(folder)}"
         " (or look for chattr and ACLs: lsattr -d, getfacl)"
     )
 
@@ -201,10 +209,10 @@ def _state_to_be_made(folder: Path, about: str) -> Note:
     above = next(parent for parent in folder.parents if os.path.exists(parent))  # noqa: PTH110 - never raises
     if os.access(above, os.W_OK | os.X_OK):
         return Note(Level.OK, about, "is not there yet: it is made at the first start")
-    me = user(os.geteuid())
+    me = os.geteuid()
     text = (
-        f"is not there, and {me} may not make it in {above}: install -d -m 0700 -o {me} {_quoted(folder)},"
-        " or set state_dir"
+        f"is not there, and {user(me)} may not make it in {above}:"
+        f" install -d -m 0700 -o {_login(me)} {_quoted(folder)}, or set state_dir"
     )
     return Note(Level.NO_PERMISSION, about, text)
 
@@ -287,7 +295,9 @@ def _with_inbox(inbox: Inbox, present: Mapping[str, Path]) -> list[Note]:
     except _Blocked as blocked:
         notes.append(Note(Level.FINDING, about, str(blocked)))
     except OSError as error:
-        notes.append(Note(Level.FINDING, about, f"can't be looked at: {error.strerror}"))
+        notes.append(
+            Note(Level.FINDING, about, f"can't be looked at: {error.strerror}; {_remedy(inbox.path, error)}")
+        )
     return notes
 
 
@@ -346,7 +356,7 @@ def _could_be_made(path: Path) -> str:
 
 def _install(path: Path) -> str:
     """What makes a folder as it should be: ours, open to a group of droppers, and sticky."""
-    return f"install -d -m 3770 -o {user(os.geteuid())} {_quoted(path)}"
+    return f"install -d -m 3770 -o {_login(os.geteuid())} {_quoted(path)}"
 
 
 @contextmanager
@@ -373,7 +383,7 @@ def ownership(path: Path) -> list[Note]:
     level, what = danger
     mend = f"chmod +t {_quoted(path)}"
     if st.st_uid != os.geteuid():
-        mend = f"chown {user(os.geteuid())} {_quoted(path)} && chmod 3770 {_quoted(path)}"
+        mend = f"chown {_login(os.geteuid())} {_quoted(path)} && chmod 3770 {_quoted(path)}"
     return [Note(level, f"inbox {path}", f"{what}: {mend}")]
 
 

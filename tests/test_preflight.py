@@ -1,0 +1,621 @@
+"""Folders are real, and so are the other users, the mounts and the service (on loopback)."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfwatch import claim, preflight
+from sfwatch.check import MAX_FINDINGS
+from sfwatch.files import Lease
+from sfwatch.preflight import Level, Note
+from sfwatch.settings import ROOM_BYTES, Api, Check, Config, Inbox, Log, Proof
+from sfwatch.standin import Listing, StandIn, reply
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="other users and mounts take root")
+
+STRANGER = 54321
+OTHER = 54322
+KEY = "sk-very-secret-0123456789"
+GOOD = b'{"custom_id": "a", "body": {"model": "m", "messages": [{"role": "user", "content": "x"}]}}\n'
+
+
+def an_inbox(path: Path, **settings: object) -> Inbox:
+    defaults: dict[str, object] = {"name": "in", "done": path.parent / "done", "failed": path.parent / "failed"}
+    return Inbox(path=path, **{**defaults, **settings})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Inbox:
+    """An inbox as it should be, with done and failed beside it."""
+    for name in ("inbox", "done", "failed"):
+        (tmp_path / name).mkdir()
+    return an_inbox(tmp_path / "inbox")
+
+
+@pytest.fixture
+def public(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder that every user can reach, which pytest's own are not."""
+    path = Path(tempfile.mkdtemp(prefix="sfwatch-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def tree(top: Path) -> dict[str, tuple[int, int, int, int]]:
+    """All that is below a folder, with what a check could have changed of it."""
+    found = {}
+    for path in [top, *top.rglob("*")]:
+        seen = path.lstat()
+        found[str(path)] = (seen.st_ino, seen.st_mode, seen.st_uid, 0 if path.is_dir() else seen.st_size)
+    return found
+
+
+def worst(notes: list[Note]) -> dict[str, str]:
+    """The texts of all that is not well, by what they are about."""
+    return {note.about: note.text for note in notes if note.level is not Level.OK}
+
+
+def texts(notes: list[Note], about: str) -> list[str]:
+    return [note.text for note in notes if note.about == about]
+
+
+def as_other(code: str, *arguments: Path) -> Any:
+    """What `code` leaves in `answer`, run by a user without any right.
+
+    All modules are loaded first: that user may not be able to reach them.
+    """
+    script = (
+        "import encodings.ascii, json, os, sys\nfrom pathlib import Path\n"
+        "from sfwatch import arrive, claim, files, preflight, settings\n"
+        "here = Path(sys.argv[1])\n"
+        "def inbox(): return settings.Inbox(here / 'inbox', 'in', here / 'done', here / 'failed')\n"
+        "def said(notes): return [[n.level, n.about, n.text] for n in notes]\n"
+        f"os.setgroups([])\nos.setresgid(*[{STRANGER}] * 3)\nos.setresuid(*[{STRANGER}] * 3)\n"
+        f"{code}\nprint(json.dumps(answer))\n"
+    )
+    return python(script, *arguments)
+
+
+def python(script: str, *arguments: Path, under: tuple[str, ...] = ()) -> Any:
+    command = [*under, sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd="/")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return json.loads(ended.stdout)
+
+
+class TestTheWayOfAFile:
+    def test_all_is_well(self, inbox: Inbox) -> None:
+        """A file can go every step, each folder is named, and what is left behind is nothing."""
+        before = tree(inbox.path.parent)
+        notes = preflight.folders(inbox)
+        assert worst(notes) == {}
+        assert "files can be made, claimed and given back" in texts(notes, f"inbox {inbox.path}")
+        assert texts(notes, f"done {inbox.done}") == ["takes files, by rename"]
+        assert texts(notes, f"failed {inbox.failed}") == ["takes files, by rename"]
+        assert tree(inbox.path.parent) == before
+
+    def test_a_daemon_is_at_work_there(self, inbox: Inbox) -> None:
+        """Its folder of claims is used and neither removed nor changed, nor is what lies there."""
+        (inbox.path / "x.jsonl").write_bytes(GOOD)
+        claim.take(inbox.path, "0123456789abcdef", "x.jsonl")
+        before = tree(inbox.path.parent)
+        assert worst(preflight.folders(inbox)) == {}
+        assert tree(inbox.path.parent) == before
+
+    def test_no_descriptor_stays_open(self, inbox: Inbox) -> None:
+        """One on an inbox would hide its deletion."""
+        descriptors = Path("/proc/self/fd")
+        before = sorted(descriptors.iterdir())
+        preflight.folders(inbox)
+        preflight.watches([inbox])
+        assert sorted(descriptors.iterdir()) == before
+
+    def test_no_instance_takes_the_probe_for_claims(self, inbox: Inbox) -> None:
+        """A daemon that starts meanwhile would adopt what another instance has left."""
+        (inbox.path / "x.jsonl").write_bytes(GOOD)
+        claim.take(inbox.path, "0123456789abcdef", "x.jsonl")
+        (inbox.path / ".sfwatch" / ".sfwatch-01234567.tmp").touch()
+        assert list(claim.foreign(inbox.path, "me")) == ["0123456789abcdef"]
+
+    def test_the_folder_of_claims_is_open_to_others(self, inbox: Inbox) -> None:
+        """It is said with what to do, and nothing is moved."""
+        (inbox.path / ".sfwatch").mkdir(mode=0o755)
+        before = tree(inbox.path.parent)
+        assert "chmod 0700" in worst(preflight.folders(inbox))[f"inbox {inbox.path}"]
+        assert tree(inbox.path.parent) == before
+
+    @pytest.mark.parametrize("role", ["inbox", "done", "failed"])
+    def test_a_file_has_the_place_of_a_folder(self, inbox: Inbox, role: str) -> None:
+        """It is named, and the other folders are looked at all the same."""
+        path = inbox.path.parent / role
+        path.rmdir()
+        path.write_text("in the way")
+        before = tree(inbox.path.parent)
+        assert list(worst(preflight.folders(inbox))) == [f"{role} {path}"]
+        assert "is a file, not a folder" in worst(preflight.folders(inbox))[f"{role} {path}"]
+        assert tree(inbox.path.parent) == before
+
+    def test_a_link_leads_to_the_folder(self, inbox: Inbox, tmp_path: Path) -> None:
+        """The configured path is the administrator's own and may be a link."""
+        link = tmp_path / "link"
+        link.symlink_to(inbox.path)
+        assert worst(preflight.folders(an_inbox(link))) == {}
+
+    @as_root
+    @pytest.mark.parametrize("role", ["inbox", "done", "failed"])
+    def test_a_folder_is_read_only(self, inbox: Inbox, tmp_path: Path, role: str) -> None:
+        """It is named with what to do; what was made elsewhere on the way is gone."""
+        notes = self.mounted(
+            tmp_path, f"mount('--bind', '{role}', '{role}'); mount('-o', 'remount,ro,bind', '{role}')"
+        )
+        (about, text), *others = [(about, text) for level, about, text in notes if level != "ok"]
+        assert about == f"{role} {tmp_path / role}"
+        assert "Read-only file system; its filesystem is mounted read-only: mount it read-write" in text
+        assert others == []
+
+    @as_root
+    def test_done_is_on_another_filesystem(self, inbox: Inbox, tmp_path: Path) -> None:
+        """That is no fault: it is said that files are copied, and that copying works."""
+        notes = self.mounted(tmp_path, "mount('-t', 'tmpfs', 'tmpfs', 'done')")
+        (text,) = [text for _, about, text in notes if about == f"done {inbox.done}"]
+        assert "rename gives EXDEV" in text
+        assert [level for level, *_ in notes if level != "ok"] == []
+
+    @as_root
+    def test_done_is_on_another_filesystem_and_full(self, inbox: Inbox, tmp_path: Path) -> None:
+        """No room for one file, nor for what is asked before each upload."""
+        notes = self.mounted(tmp_path, "mount('-t', 'tmpfs', '-o', 'nr_inodes=1,size=8k', 'tmpfs', 'done')")
+        said = [text for level, about, text in notes if about == f"done {inbox.done}" and level == "finding"]
+        assert len(said) == 2
+        assert "its filesystem is full: make room" in said[0]
+        assert "only 8,192 bytes are free" in said[1]
+
+    @as_root
+    def test_a_network_filesystem_would_be_polled(self, inbox: Inbox, tmp_path: Path) -> None:
+        """How an inbox is watched is said; here for a filesystem of which nobody knows who writes to it."""
+        notes = self.mounted(
+            tmp_path, "mount('-t', 'overlay', '-o', 'lowerdir=inbox:done', 'overlay', 'inbox')"
+        )
+        assert any("polling: overlay" in text for _, about, text in notes if about.startswith("inbox "))
+
+    def mounted(self, here: Path, mounting: str) -> list[list[str]]:
+        """What is found after some mounting in a namespace of our own; that no trace is left, too."""
+        script = (
+            "import json, os, subprocess, sys\nfrom pathlib import Path\n"
+            "from sfwatch import preflight, settings\n"
+            "here = Path(sys.argv[1]); os.chdir(here)\n"
+            "def mount(*arguments): subprocess.run(['mount', *arguments], check=True)\n"
+            "def tree(): return sorted((str(p), p.lstat().st_ino) for p in here.rglob('*'))\n"
+            f"{mounting}\n"
+            "before = tree()\n"
+            "notes = preflight.folders(settings.Inbox(here / 'inbox', 'in', here / 'done', here / 'failed'))\n"
+            "assert tree() == before\n"
+            "print(json.dumps([[n.level, n.about, n.text] for n in notes]))\n"
+        )
+        answer: list[list[str]] = python(script, here, under=("unshare", "-m"))
+        return answer
+
+
+class TestMissingFolders:
+    def test_they_would_be_made(self, tmp_path: Path) -> None:
+        """With the folder around them there, that is well; and none is made by the check."""
+        notes = preflight.folders(an_inbox(tmp_path / "inbox"))
+        assert [note.level for note in notes] == [Level.OK] * 3
+        assert all("it is made at the first start" in note.text for note in notes)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_done_in_a_missing_inbox(self, tmp_path: Path) -> None:
+        """It is made after the inbox."""
+        inbox = an_inbox(tmp_path / "inbox", done=tmp_path / "inbox" / "done")
+        assert worst(preflight.folders(inbox)) == {}
+
+    def test_nor_is_the_folder_around_them(self, tmp_path: Path) -> None:
+        """The daemon makes no parents, since they may be mount points: the command to make them is given."""
+        inbox = an_inbox(tmp_path / "a b" / "inbox")
+        text = worst(preflight.folders(inbox))[f"inbox {inbox.path}"]
+        assert f"install -d -m 3770 -o {preflight.user(os.geteuid())} '{inbox.path}'" in text
+
+    def test_the_others_are_tried_without_an_inbox(self, inbox: Inbox) -> None:
+        """Done and failed can be written to, whatever is with the inbox."""
+        inbox.path.rmdir()
+        notes = preflight.folders(inbox)
+        assert texts(notes, f"done {inbox.done}") == ["takes files"]
+        assert list(inbox.done.iterdir()) == []
+
+    def test_a_link_that_leads_nowhere(self, tmp_path: Path) -> None:
+        """Nothing can be made in its place."""
+        (tmp_path / "inbox").symlink_to("nowhere")
+        text = worst(preflight.folders(an_inbox(tmp_path / "inbox")))[f"inbox {tmp_path / 'inbox'}"]
+        assert "a link that leads nowhere" in text
+
+    @as_root
+    def test_they_can_not_be_made(self, public: Path) -> None:
+        """Who the folder around them belongs to, and what to do."""
+        answer = as_other("answer = said(preflight.folders(inbox()))", public)
+        assert {level for level, *_ in answer} == {"finding"}
+        assert f"install -d -m 3770 -o {STRANGER} {public}/inbox" in answer[0][2]
+        assert "it belongs to root, mode 0755" in answer[0][2]
+
+
+class TestOwners:
+    @pytest.mark.parametrize(
+        ("owner", "mode", "euid", "level"),
+        [
+            (1, 0o3770, 1, None),
+            (1, 0o700, 1, None),
+            (1, 0o755, 1, None),
+            (1, 0o770, 1, Level.WARNING),
+            (1, 0o777, 1, Level.WARNING),
+            (2, 0o1777, 1, Level.FINDING),
+            (2, 0o3770, 1, Level.FINDING),
+            (2, 0o770, 1, Level.FINDING),
+            (2, 0o777, 0, Level.FINDING),
+            (2, 0o3770, 0, Level.WARNING),
+            (2, 0o755, 0, Level.WARNING),
+        ],
+    )
+    def test_traps(self, owner: int, mode: int, euid: int, level: Level | None) -> None:
+        """An inbox is safe if it is ours, and sticky where others may write."""
+        danger = preflight.trap(owner, mode, euid=euid)
+        assert (danger[0] if danger else None) is level
+
+    @given(owner=st.integers(0, 3), mode=st.integers(0, 0o7777), euid=st.integers(0, 3))
+    def test_only_our_own_are_safe(self, owner: int, mode: int, euid: int) -> None:
+        """No mode makes up for a stranger's folder; the sticky bit makes up for every mode of ours."""
+        danger = preflight.trap(owner, mode, euid=euid)
+        assert danger is not None or owner == euid
+        assert danger is None or owner != euid or not mode & stat.S_ISVTX
+
+    @as_root
+    def test_a_sticky_inbox_of_somebody_else(self, public: Path) -> None:
+        """Our own file could be claimed there, a dropped one could not: what to do is said."""
+        before = self.folders(public, owner=OTHER, mode=0o1777)
+        answer = as_other("answer = said(preflight.folders(inbox()))", public)
+        (text,) = [text for level, about, text in answer if level == "finding" and about.startswith("inbox")]
+        assert "sticky" in text
+        assert f"chown {STRANGER} {public}/inbox && chmod 3770 {public}/inbox" in text
+        assert tree(public) == before
+
+    @as_root
+    def test_an_inbox_that_we_may_not_write_to(self, public: Path) -> None:
+        """Owner, mode, who we are, and the command that mends it."""
+        before = self.folders(public, owner=OTHER, mode=0o755)
+        answer = as_other("answer = said(preflight.folders(inbox()))", public)
+        text = next(text for level, about, text in answer if level == "finding")
+        assert "Permission denied; it belongs to uid 54322, mode 0755, and this is uid 54321: chown" in text
+        assert tree(public) == before
+
+    @as_root
+    def test_a_done_that_we_may_not_write_to(self, public: Path) -> None:
+        """It alone is named; the file that went out to prove it is gone."""
+        self.folders(public, owner=STRANGER, mode=0o3770)
+        os.chown(public / "done", OTHER, OTHER)
+        (public / "done").chmod(0o755)
+        before = tree(public)
+        answer = as_other("answer = said(preflight.folders(inbox()))", public)
+        assert [about for level, about, _ in answer if level != "ok"] == [f"done {public / 'done'}"]
+        assert tree(public) == before
+
+    @as_root
+    def test_a_folder_of_claims_of_somebody_else(self, public: Path) -> None:
+        """Whoever made it reads what is dropped: nothing is moved into it."""
+        self.folders(public, owner=STRANGER, mode=0o3770)
+        (public / "inbox" / ".sfwatch").mkdir(mode=0o777)
+        before = tree(public)
+        answer = as_other("answer = said(preflight.folders(inbox()))", public)
+        (text,) = [text for level, about, text in answer if level == "finding"]
+        assert "belongs to root, uid 0" in text
+        assert tree(public) == before
+
+    @as_root
+    def test_without_the_capability_strangers_files_rest(self, public: Path) -> None:
+        """The shell of the service's user lacks CAP_LEASE, which the service has: that is no fault."""
+        self.folders(public, owner=STRANGER, mode=0o3770)
+        answer = as_other("answer = said(preflight.folders(inbox()))", public)
+        assert {level for level, *_ in answer} == {"ok"}
+        assert any("takes CAP_LEASE" in text and "rest for 10 s" in text for _, _, text in answer)
+
+    def folders(self, here: Path, *, owner: int, mode: int) -> dict[str, tuple[int, int, int, int]]:
+        for name in ("inbox", "done", "failed"):
+            (here / name).mkdir()
+            os.chown(here / name, owner, owner)
+        (here / "inbox").chmod(mode)
+        return tree(here)
+
+
+class TestLeases:
+    STATUS = "Name:\tcat\nCapPrm:\t0000000000000000\nCapEff:\t{}\nCapBnd:\t000001ffffffffff\n"
+    WHOLE = "         0          0 4294967295\n"
+
+    @pytest.mark.parametrize(
+        ("effective", "uid_map", "may"),
+        [
+            ("000001ffffffffff", WHOLE, True),
+            ("0000000010000000", WHOLE, True),
+            ("000001ffefffffff", WHOLE, False),
+            ("0000000000000000", WHOLE, False),
+            ("000001ffffffffff", "         0       1000          1\n", False),
+        ],
+    )
+    def test_the_capability_counts_in_the_initial_namespace(
+        self,
+        effective: str,
+        uid_map: str,
+        may: bool,  # noqa: FBT001
+    ) -> None:
+        """In a user namespace root has every capability, and this one has no effect."""
+        assert preflight.may_lease(self.STATUS.format(effective), uid_map) is may
+
+    def test_what_it_is_worth(self) -> None:
+        """Each answer of the kernel has its sentence; two of them name how long files rest."""
+        said = {preflight.vouching(lease, for_others=o, rest_s=7.5) for lease in Lease for o in (False, True)}
+        assert len(said) == 3
+        assert sum("7.5 s" in text for text in said) == 2
+
+    def test_no_word_where_it_is_not_trusted(self, inbox: Inbox) -> None:
+        """With proof: never the kernel is not asked."""
+        inbox = an_inbox(inbox.path, proof=Proof.NEVER)
+        assert not any("writes" in text for text in texts(preflight.folders(inbox), f"inbox {inbox.path}"))
+
+
+class TestStateFolder:
+    def test_it_is_ours(self, tmp_path: Path) -> None:
+        """A file is made and taken away again."""
+        tmp_path.chmod(0o700)
+        assert [note.text for note in preflight.state_folder(tmp_path)] == ["can be written"]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_it_would_be_made(self, tmp_path: Path) -> None:
+        """With its parents, unlike the inboxes; but not by the check."""
+        (note,) = preflight.state_folder(tmp_path / "a" / "b")
+        assert (note.level, list(tmp_path.iterdir())) == (Level.OK, [])
+
+    def test_it_is_a_file(self, tmp_path: Path) -> None:
+        """What stands in the way is to be moved."""
+        (tmp_path / "state").touch()
+        (note,) = preflight.state_folder(tmp_path / "state")
+        assert note.level is Level.NO_PERMISSION
+        assert "something else has its place" in note.text
+
+    def test_others_may_write_to_it(self, tmp_path: Path) -> None:
+        """A warning: they could make a journal of their own there."""
+        tmp_path.chmod(0o777)
+        assert [note.level for note in preflight.state_folder(tmp_path)] == [Level.OK, Level.WARNING]
+
+    @as_root
+    def test_it_is_anothers(self, tmp_path: Path) -> None:
+        """The command is given as its owner has to run it, and nothing else is looked at."""
+        os.chown(tmp_path, 1, 1)
+        config = Config((an_inbox(tmp_path / "nowhere" / "inbox"),), state_dir=tmp_path)
+        (note,) = preflight.installation(config, {}, online=False, wall=float, arguments=["check", "-c", "a b"])
+        assert note.level is Level.NO_PERMISSION
+        assert (
+            note.text
+            == f"belongs to {preflight.user(1)}; run: runuser -u {preflight.user(1)} -- sfwatch check -c 'a b'"
+        )
+
+    def test_an_owner_without_a_name(self) -> None:
+        """It is taken by its number: runuser takes names only."""
+        assert (
+            preflight.as_user(STRANGER, ["check"])
+            == f"setpriv --reuid {STRANGER} --clear-groups -- sfwatch check"
+        )
+
+    @as_root
+    def test_it_can_not_be_made(self, public: Path) -> None:
+        """Where, by whom, and the command that makes it."""
+        answer = as_other("answer = said(preflight.state_folder(here / 'a' / 'b'))", public)
+        assert [level for level, *_ in answer] == ["no_permission"]
+        assert f"may not make it in {public}: install -d -m 0700" in answer[0][2]
+
+
+class TestRoom:
+    @pytest.mark.parametrize(
+        ("free", "inodes", "said"),
+        [
+            (ROOM_BYTES, 1, None),
+            (ROOM_BYTES, None, None),
+            (ROOM_BYTES - 1, 1, "only 16,777,215 bytes are free"),
+            (ROOM_BYTES, 0, "no inode is free"),
+        ],
+    )
+    def test_bounds(self, free: int, inodes: int | None, said: str | None) -> None:
+        """What is asked for before each upload, and one inode where they are counted."""
+        text = preflight.too_little(free, inodes)
+        assert text is None if said is None else text is not None and said in text
+
+
+class TestInotify:
+    def test_room(self, inbox: Inbox) -> None:
+        """Armed once, as the daemon does it."""
+        assert [note.level for note in preflight.watches([inbox])] == [Level.OK]
+
+    def test_nothing_to_watch_yet(self, tmp_path: Path) -> None:
+        """Missing inboxes have notes of their own."""
+        assert preflight.watches([an_inbox(tmp_path / "inbox")]) == []
+
+    def test_no_room(self, inbox: Inbox) -> None:
+        """The limit is named, and what becomes of files; they come in late, but they do."""
+        script = (
+            "import json, sys; from pathlib import Path; from sfwatch import preflight, settings\n"
+            "inbox = settings.Inbox(Path(sys.argv[1]), 'in', Path('/d'), Path('/f'))\n"
+            "print(json.dumps([[n.level, n.text] for n in preflight.watches([inbox])]))\n"
+        )
+        limited = ("unshare", "--user", "--map-root-user", "sh", "-c")
+        under = (*limited, 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"', "sh")
+        ((level, text),) = python(script, inbox.path, under=under)
+        assert level == "warning"
+        assert "fs.inotify.max_user_instances" in text
+        assert "poll_interval" in text
+
+
+def test_files_beside(tmp_path: Path) -> None:
+    """The folder of each file that the configuration names must be there; which key it is is said."""
+    config = Config((), log=Log(file=tmp_path / "no" / "log"), metrics_file=tmp_path / "metrics.prom")
+    assert list(worst(preflight.beside(config))) == [f"log.file {tmp_path / 'no' / 'log'}"]
+
+
+@pytest.fixture
+def service() -> Iterator[StandIn]:
+    with StandIn(key=KEY) as stand_in:
+        yield stand_in
+
+
+Ask = Callable[..., list[Note]]
+
+
+@pytest.fixture
+def ask(service: StandIn) -> Ask:
+    """Ask the stand-in for a listing; `wall` defaults to its own clock."""
+
+    def asking(key: str = KEY, wall: float | None = None, api: Api | None = None) -> list[Note]:
+        api = api or Api(base_url=service.base_url)
+        clock = service.clock if wall is None else lambda: wall
+        return preflight.account(api, "batch", {"SILICONFLOW_API_KEY": key}, online=True, wall=clock)
+
+    return asking
+
+
+class TestOnline:
+    def test_the_key_is_taken(self, ask: Ask, service: StandIn) -> None:
+        """One GET for one entry, and not the key in any word of the answer."""
+        notes = ask()
+        assert [note.level for note in notes] == [Level.OK, Level.OK]
+        assert [(seen.method, seen.path) for seen in service.requests] == [
+            ("GET", "/v1/files?purpose=batch&limit=1")
+        ]
+        assert KEY not in repr(notes)
+
+    def test_the_key_is_refused(self, ask: Ask) -> None:
+        """A finding that names the host."""
+        note = ask("sk-another-key-0123456789")[-1]
+        assert note.level is Level.FINDING
+        assert "127.0.0.1" in note.text
+
+    def test_there_is_no_listing(self, ask: Ask, service: StandIn) -> None:
+        """The service answers: an upload may do all the same."""
+        service.listing = Listing(answer=reply(404, "404 page not found"))
+        assert ask()[-1].level is Level.OK
+
+    @pytest.mark.parametrize("status", [429, 500, 503])
+    def test_not_now(self, ask: Ask, service: StandIn, status: int) -> None:
+        """Nothing here is to be mended."""
+        service.listing = Listing(answer=reply(status, "busy"))
+        assert ask()[-1].level is Level.UNAVAILABLE
+
+    def test_nobody_listens(self, ask: Ask, tmp_path: Path) -> None:
+        """Not now either; there is no clock to compare."""
+        (_, note) = ask(api=Api(base_url="http://127.0.0.1:1/v1", connect_timeout_s=5))
+        assert note.level is Level.UNAVAILABLE
+
+    def test_the_clocks_differ(self, ask: Ask, service: StandIn) -> None:
+        """By how much, and which one is to be set."""
+        note = ask(wall=service.clock() - 3600)[-1]
+        assert note.level is Level.WARNING
+        assert re.search(r"clock is (3599|3600|3601) s behind the service's: set it", note.text)
+
+    @given(st.floats(allow_nan=False, allow_infinity=False))
+    def test_small_differences_are_none(self, skew: float) -> None:
+        """Up to five seconds either way."""
+        text = preflight.clocks(skew)
+        assert (text is None) == (abs(skew) <= 5)
+        assert text is None or ("behind" in text) == (skew > 0)
+
+    def test_without_a_key_nobody_is_asked(self, ask: Ask, service: StandIn) -> None:
+        """That it is missing is the finding."""
+        (note,) = ask(key="")
+        assert (note.level, service.requests) == (Level.FINDING, [])
+        assert "systemd credential" in note.text
+
+    def test_each_target_once(self, tmp_path: Path) -> None:
+        """Two inboxes that share host and key make one request."""
+        other = Api(key_file=tmp_path / "key")
+        inboxes = (
+            an_inbox(tmp_path / "a"),
+            an_inbox(tmp_path / "b", purpose="x"),
+            an_inbox(tmp_path / "c", api=other),
+        )
+        assert preflight.targets(Config(inboxes)) == [(Api(), "batch"), (other, "batch")]
+
+
+def test_an_open_key_file(tmp_path: Path) -> None:
+    """Where the key comes from is said, and that others can read it; the key itself is not."""
+    file = tmp_path / "key"
+    file.write_text(KEY)
+    file.chmod(0o644)
+    notes = preflight.account(Api(key_file=file), "batch", {}, online=False, wall=float)
+    assert [note.level for note in notes] == [Level.OK, Level.WARNING]
+    assert str(file) in notes[0].text
+    assert KEY not in repr(notes)
+
+
+BOUNDS = preflight.limits(None)
+
+
+class TestBatchFiles:
+    def test_a_good_one(self, tmp_path: Path) -> None:
+        """It is read once, and not changed."""
+        (tmp_path / "x.jsonl").write_bytes(GOOD)
+        report = preflight.batch_file(str(tmp_path / "x.jsonl"), BOUNDS, None)
+        assert report.checked is not None
+        assert (report.checked.lines, report.checked.findings, report.checked.models) == (1, (), {"m": 1})
+
+    def test_findings_beyond_the_bound(self, tmp_path: Path) -> None:
+        """They are counted."""
+        (tmp_path / "x.jsonl").write_bytes(b"x\n" * (MAX_FINDINGS + 7))
+        report = preflight.batch_file(str(tmp_path / "x.jsonl"), BOUNDS, None)
+        assert report.checked is not None
+        assert (len(report.checked.findings), report.checked.more) == (MAX_FINDINGS, 7)
+
+    def test_a_link(self, tmp_path: Path) -> None:
+        """The name is the caller's own: it is followed, unlike in an inbox."""
+        (tmp_path / "x.jsonl").write_bytes(GOOD)
+        (tmp_path / "link").symlink_to("x.jsonl")
+        assert preflight.batch_file(str(tmp_path / "link"), BOUNDS, None).checked is not None
+
+    def test_what_is_no_file(self, tmp_path: Path) -> None:
+        """Each is said, and none is waited for: opening a FIFO would hang."""
+        os.mkfifo(tmp_path / "x.jsonl")
+        names = {"x.jsonl": "is a fifo", "": "is a folder", "nope": "is not there", "nope/x": "is not there"}
+        for name, said in names.items():
+            report = preflight.batch_file(str(tmp_path / name), BOUNDS, None)
+            assert report.problem is not None
+            assert report.problem.startswith(said)
+
+    @pytest.mark.parametrize("name", ["/dev/null", "x" * 300, "a/\udcff"])
+    def test_odd_names(self, name: str) -> None:
+        """They are problems of theirs, not errors of ours."""
+        assert preflight.batch_file(name, BOUNDS, None).problem
+
+    @as_root
+    def test_an_unreadable_one(self, public: Path) -> None:
+        """Who may not read it."""
+        (public / "x.jsonl").write_bytes(GOOD)
+        (public / "x.jsonl").chmod(0o600)
+        code = "answer = preflight.batch_file(str(here / 'x.jsonl'), preflight.limits(None), None).problem"
+        assert as_other(code, public) == f"may not be read by uid {STRANGER}: chmod or chown it"
+
+    def test_standard_input(self, tmp_path: Path) -> None:
+        """`-`; closed, it is a problem as any other."""
+        (tmp_path / "x.jsonl").write_bytes(GOOD)
+        with (tmp_path / "x.jsonl").open("rb") as stream:
+            assert preflight.batch_file("-", BOUNDS, stream).checked is not None
+        assert preflight.batch_file("-", BOUNDS, None).problem == "can't be read: standard input is closed"
+
+    def test_whose_limits(self, tmp_path: Path) -> None:
+        """The first inbox's; but who asks for a check gets one."""
+        inboxes = (an_inbox(tmp_path / "a", max_lines=3, check=Check.NONE), an_inbox(tmp_path / "b"))
+        bounds = preflight.limits(Config(inboxes))
+        assert (bounds.max_lines, bounds.check) == (3, Check.BATCH)
