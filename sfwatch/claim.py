@@ -216,7 +216,10 @@ def foreign(inbox: Path, instance: str) -> dict[str, list[str]]:
 
 
 def _is_folder(dir_fd: int, name: str) -> bool:
-    return stat.S_ISDIR(files.lstat(name, dir_fd=dir_fd).st_mode)
+    """False also if it is gone again: `sfwatch check` puts a file there for a moment."""
+    with suppress(FileNotFoundError):
+        return stat.S_ISDIR(files.lstat(name, dir_fd=dir_fd).st_mode)
+    return False
 
 
 def _held_by(outer: int, inbox: Path, instance: str) -> list[str]:

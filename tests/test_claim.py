@@ -482,6 +482,11 @@ class TestListing:
         assert (claim.claimed(tmp_path, ME), claim.foreign(tmp_path, ME)) == ([], {})
         assert names(tmp_path) == []
 
+    def test_what_went_while_it_was_listed(self, inbox: Path) -> None:
+        """Is nobody's folder of claims, and no error: a check may have put a file there for a moment."""
+        with files.folder(inbox) as fd:
+            assert not claim._is_folder(fd, "gone")
+
     def test_an_inbox_that_is_gone_is_no_empty_one(self, tmp_path: Path) -> None:
         """It is an error, lest its claims are taken for finished."""
         with pytest.raises(FileNotFoundError):
