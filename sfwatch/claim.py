@@ -405,7 +405,7 @@ def _remedy(error: OSError, file: os.stat_result, folder: os.stat_result, source
         return "the filesystem is mounted read-only; mount it read-write"
     if error.errno == errno.EXDEV:
         return "another filesystem is mounted between it and the inbox; make that one an inbox of its own"
-    if _flags(source) & (_IMMUTABLE | _APPEND_ONLY):
+    if is_pinned(source):
         return "the folder is immutable or append-only (lsattr -d); chattr -i -a the folder"
     if base is not None and _flags_of(source, base) & (_IMMUTABLE | _APPEND_ONLY):
         return "the file is immutable or append-only (lsattr); chattr -i -a the file"
@@ -414,6 +414,11 @@ def _remedy(error: OSError, file: os.stat_result, folder: os.stat_result, source
             "the folder is sticky, so only a file's owner and the folder's may move it; chown the folder to us"
         )
     return "we may not write to the folder; chown it to us, or let our group write to it (chmod g+wx)"
+
+
+def is_pinned(fd: int) -> bool:
+    """Whether chattr(1) keeps what is there from being removed: it is immutable or append-only."""
+    return bool(_flags(fd) & (_IMMUTABLE | _APPEND_ONLY))
 
 
 def _flags_of(dir_fd: int, name: str) -> int:

@@ -235,9 +235,14 @@ def _make_a_file(fd: int) -> None:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[int]:
-    """The folder itself; its own path is the administrator's and may lead through links."""
+    """The folder itself; its own path is the administrator's and may lead through links.
+
+    Where chattr(1) keeps names from being removed, nothing is tried: it would stay for ever.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        if claim.is_pinned(fd):
+            raise _Blocked(f"it is immutable or append-only (lsattr -d): chattr -i -a {_quoted(folder)}")
         yield fd
     finally:
         os.close(fd)
@@ -349,9 +354,13 @@ def _to_be_made(path: Path, about: str, inbox: Inbox) -> Note:
 
 
 def _could_be_made(path: Path) -> str:
-    with _doing(f"is not there and can't be made; {_install(path)}", path.parent):
+    try:
         with _opened(path.parent) as fd, _folder_of_ours(fd):
             return _LATER
+    except OSError as error:
+        mend = _install(path) if isinstance(error, PermissionError) else _remedy(path.parent, error)
+        text = f"is not there, and can't be made in {path.parent}: {error.strerror}; {mend}"
+        raise _Blocked(text) from error
 
 
 def _install(path: Path) -> str:

@@ -147,6 +147,20 @@ class TestTheWayOfAFile:
         assert "is a file, not a folder" in worst(preflight.folders(inbox))[f"{role} {path}"]
         assert tree(inbox.path.parent) == before
 
+    @as_root
+    @pytest.mark.parametrize("role", ["inbox", "done"])
+    def test_chattr(self, inbox: Inbox, role: str) -> None:
+        """In an append-only folder nothing is tried: what is made there could not be removed again."""
+        path = inbox.path.parent / role
+        before = tree(inbox.path.parent)
+        subprocess.run(["chattr", "+a", path], check=True)
+        try:
+            notes = preflight.folders(inbox)
+        finally:
+            subprocess.run(["chattr", "-a", path], check=True)
+        assert f"chattr -i -a {path}" in worst(notes)[f"{role} {path}"]
+        assert tree(inbox.path.parent) == before
+
     def test_a_link_leads_to_the_folder(self, inbox: Inbox, tmp_path: Path) -> None:
         """The configured path is the administrator's own and may be a link."""
         link = tmp_path / "link"
@@ -246,7 +260,7 @@ class TestMissingFolders:
         answer = as_other("answer = said(preflight.folders(inbox()))", public)
         assert {level for level, *_ in answer} == {"finding"}
         assert f"install -d -m 3770 -o {STRANGER} {public}/inbox" in answer[0][2]
-        assert "it belongs to root, mode 0755" in answer[0][2]
+        assert f"can't be made in {public}: Permission denied" in answer[0][2]
 
 
 class TestOwners:
