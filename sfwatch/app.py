@@ -170,7 +170,7 @@ def run(config: Config, *, log: EventLog, environ: Mapping[str, str], drain_s: f
                 it.drain_until = it.clock() + drain_s
             it.run()
         status = exit_status(it) if drain_s is not None else 0
-        if it.busy:
+        if it.busy or it.probing:
             os._exit(status or (128 + (it.stop_signal or 0) if it.leave_at_once else 0))
         it.pool.shutdown(wait=False)
     return status

@@ -128,11 +128,13 @@ class Daemon:
     local: deque[Key] = field(default_factory=deque)
     counts: Counts = field(default_factory=Counts)
     started_at: float = 0.0
+    ticked_at: float = 0.0
     ready: bool = False
     stop_at: float | None = None
     stop_signal: int | None = None
     leave_at_once: bool = False
     working: int = 0
+    probing: int = 0
     drain_until: float | None = None
 
     # The loop.
@@ -167,6 +169,7 @@ class Daemon:
 
     def tick(self, now: float) -> None:
         """Do all that is due at *now*, without waiting for anything."""
+        self.ticked_at = now
         if self.stop_at is None:
             self._look_where_due(now)
             self._advance_due(now)
@@ -207,11 +210,12 @@ class Daemon:
         now = self.clock()
         times = [w.next_look for w in self.watched.values()]
         times += [at for at in (self.table.next_due(), self.stop_at) if at is not None]
-        # What is past already waits for something else to happen: a worker, or a file.
+        # What was past at the last tick waits for something else to happen: a worker, or a file.
         ahead = [hold.probe_at for hold in self.storage.values()] + [self.drain_until or 0.0]
-        times += [at for at in ahead if at > now]
+        ahead += [w.refused_until for w in self.watched.values()]
+        times += [at for at in ahead if at > self.ticked_at]
         for service in self.services.values():
-            at = rules.next_at(service.state, now)
+            at = rules.next_at(service.state, self.ticked_at)
             if at is not None:
                 times.append(at)
         if self.stop_at is not None:
@@ -283,7 +287,10 @@ class Daemon:
             if seen.changed:
                 self._found(w, now)
         except OSError as error:
-            self._lost(w, error, now)
+            self._lost(w, watch.why_lost(w.inbox.path, error), now)
+            return
+        except claim.ClaimError as error:
+            self._lost(w, (error.reason, error.detail), now)
             return
         self._tell_mode(w, seen)
         self._reconcile(w, seen.look, now)
@@ -292,6 +299,9 @@ class Daemon:
 
     def _found(self, w: Watched, now: float) -> None:
         """The inbox is there, for the first time or again: adopt what lies claimed in it."""
+        self.journal.saw_folder(str(w.inbox.path))
+        self._drop_lock(w)  # it is on the folder that was there before
+        self._adopt(w, now)
         if w.lost is not None:
             self.log("inbox.found", inbox=w.inbox.name, path=w.inbox.path)
             w.lost = None
@@ -299,14 +309,12 @@ class Daemon:
             detail = f"{w.inbox.path} is another folder now; it is watched from here on"
             self.log("inbox.lost", inbox=w.inbox.name, path=w.inbox.path, reason="replaced", detail=detail)
             self.log("inbox.found", inbox=w.inbox.name, path=w.inbox.path)
-        self.journal.saw_folder(str(w.inbox.path))
-        self._adopt(w, now)
 
-    def _lost(self, w: Watched, error: OSError, now: float) -> None:
+    def _lost(self, w: Watched, why: tuple[str, str], now: float) -> None:
         watch.lose(w, self.doorbell)
         w.next_look = now + self.config.poll_interval_s
         w.looked = False
-        reason, detail = watch.why_lost(w.inbox.path, error)
+        reason, detail = why
         if w.lost is not None and w.lost[0] == reason:
             return
         w.lost = (reason, detail)
@@ -354,6 +362,7 @@ class Daemon:
                 self.table.settle(entry, now)
             elif name in present and (entry.claimed or entry.stage is Stage.UNDER_WAY):
                 entry.newcomer = True
+                self._tell_namesake(entry)
         if look.others != w.others:
             w.others = look.others
             self.log("inbox.others", inbox=w.inbox.name, others=look.others)
@@ -369,9 +378,10 @@ class Daemon:
         detail = "it was taken away before it was uploaded"
         self.log("file.vanished", inbox=entry.inbox, file=entry.name, detail=detail)
         if entry.held_mark is not None:  # it was tried: the journal may know it
-            known = self.journal.find(str(self.watched[entry.inbox].inbox.path), entry.name)
-            if known is not None and known.state is State.WAITING:
-                self.journal.forget(known)
+            with contextlib.suppress(OSError):  # a row too many does no harm: it speaks of this very file only
+                known = self.journal.find(str(self.watched[entry.inbox].inbox.path), entry.name)
+                if known is not None and known.state is State.WAITING:
+                    self.journal.forget(known)
 
     # Adopting what a crash, or a lost inbox, left claimed.
 
@@ -380,15 +390,18 @@ class Daemon:
         for folder in (inbox.done, inbox.failed):
             with contextlib.suppress(OSError), files.folder(folder) as fd:
                 files.sweep_temporaries(fd)
+        if claim.claimed(inbox.path, instance) or claim.foreign(inbox.path, instance):
+            w.lock = claim.lock(inbox.path, instance)
         unknown = self._adopt_foreign(w)
         rows = {d.name: d for d in self.journal.under_way() if d.inbox == str(inbox.path)}
         claimed = [name for name in claim.claimed(inbox.path, instance) if self._is_file(w, name)]
         for name in claimed:
             known = rows.pop(name, None) or (self._unheard_of(w, name) if name in unknown else None)
-            self._resume(w, name, known, now)
+            self._resume(w, name, known, now, home=w.identity)
         for name, known in rows.items():
             if known.state is not State.WAITING:
-                self._resume(w, name, known, now)
+                self._resume(w, name, known, now, home=None)
+        self._unlock(w)
 
     def _is_file(self, w: Watched, name: str) -> bool:
         """Whether a claim is a file's; a lone marker goes back."""
@@ -437,13 +450,19 @@ class Daemon:
             windows=((st.st_ctime, self.wall()),),
         )
 
-    def _resume(self, w: Watched, name: str, known: Delivery | None, now: float) -> None:
+    def _resume(
+        self, w: Watched, name: str, known: Delivery | None, now: float, *, home: files.Identity | None
+    ) -> None:
+        """Go on with a file that is under way; `home` is the inbox if its claim lies there."""
+        w.claims.add(name)
         entry = self.table.get((w.inbox.name, name))
         if entry is not None and (entry.stage is Stage.UNDER_WAY or entry.known is not None):
+            entry.home = home or entry.home
             return
         entry = self.table.add((w.inbox.name, name), now)
         self._note_seen(entry)
         entry.claimed = True
+        entry.home = home
         entry.known = known
         entry.lost_at = now if known is not None else None
         self._queue(entry)
@@ -526,6 +545,13 @@ class Daemon:
                 detail=detail or WAITING_DETAIL.get(reason),
             )
 
+    def _tell_namesake(self, entry: Entry) -> None:
+        """Say once that a newcomer waits; a file that is only just being claimed is no newcomer."""
+        if entry.stage is not Stage.UNDER_WAY and not entry.namesake_told:
+            entry.namesake_told = True
+            detail = "an earlier file of its name is still under way"
+            self.log("file.waiting", inbox=entry.inbox, file=entry.name, reason="namesake", detail=detail)
+
     def _park(self, entry: Entry, kind: str) -> None:
         entry.stage = Stage.PARKED
         entry.observed = None
@@ -548,9 +574,9 @@ class Daemon:
     def _hand_out(self, now: float) -> None:
         for _ in range(len(self.local)):
             entry = self.table.get(self.local.popleft())
-            if entry is None or entry.stage is not Stage.READY:
+            if entry is None or entry.stage is not Stage.READY or self._is_away(entry, now):
                 continue
-            if self._storage_ready(entry, now):
+            if self._locked(self.watched[entry.inbox], entry, now) and self._storage_ready(entry, now):
                 self._submit(entry, now)
             else:
                 self.local.append(entry.key)
@@ -563,17 +589,29 @@ class Daemon:
         for _ in range(len(service.inboxes)):
             inbox = service.inboxes[0]
             service.inboxes.rotate(-1)
-            if self.watched[inbox].lost is not None or not service.room_for(inbox, now):
+            w = self.watched[inbox]
+            if w.lost is not None or now < w.refused_until or not service.room_for(inbox, now):
                 continue
             entry = self._next_of(service, inbox)
-            if entry is None:
+            if entry is None or self._is_away(entry, now):
                 continue
-            if not self._storage_ready(entry, now):
+            if not self._locked(w, entry, now) or not self._storage_ready(entry, now):
                 self.table.ready(entry)
                 continue
             self._submit(entry, now)
             return True
         return False
+
+    def _is_away(self, entry: Entry, now: float) -> bool:
+        """Put a file off whose claim lies in an inbox that is not there now.
+
+        Another folder may be in its place, a bare mount point perhaps: what is not in that one is not gone.
+        """
+        w = self.watched[entry.inbox]
+        away = entry.claimed and (w.lost is not None or entry.home not in (None, w.identity))
+        if away:
+            self.table.wait(entry, now + self.config.poll_interval_s)
+        return away
 
     def _next_of(self, service: Service, inbox: str) -> Entry | None:
         if service.state.hold is not None:
@@ -599,12 +637,10 @@ class Daemon:
     def _submit(self, entry: Entry, now: float) -> None:
         w = self.watched[entry.inbox]
         service = self.service_of[entry.inbox]
-        if not self._locked(w, entry, now):
-            self._end_storage_trial(entry.key, None, now)
-            return
         if _needs_service(entry):
             service.start(entry.key, self._remote_name(entry), now)
         entry.stage = Stage.UNDER_WAY
+        entry.home = entry.home if entry.claimed else w.identity
         w.claims.add(entry.name)
         job = Job(
             task=entry.task,
@@ -622,19 +658,31 @@ class Daemon:
         self.pool.submit(work, job, service.tools, entry.key, self.mailbox.put)
 
     def _locked(self, w: Watched, entry: Entry, now: float) -> bool:
-        """Show other instances that our claims are alive, for as long as there are any."""
+        """Show other instances that our claims are alive, for as long as there are any.
+
+        An inbox that does not even let us do that is tried again later, once for all its files.
+        """
         if w.lock is not None:
             return True
+        if now < w.refused_until:
+            return False
         try:
             w.lock = claim.lock(w.inbox.path, self.journal.instance)
         except (OSError, claim.ClaimError) as error:
-            self._tell(entry, "cannot_move", str(error))
-            self.table.wait(entry, now + self.config.poll_interval_s)
+            w.refused_until = now + self.config.poll_interval_s
+            if w.refused != str(error):
+                w.refused = str(error)
+                self._tell(entry, "cannot_move", str(error))
             return False
+        w.refused = None
         return True
 
     def _unlock(self, w: Watched) -> None:
-        if w.lock is not None and not w.claims:
+        if not w.claims:
+            self._drop_lock(w)
+
+    def _drop_lock(self, w: Watched) -> None:
+        if w.lock is not None:
             os.close(w.lock)
             w.lock = None
 
@@ -667,7 +715,7 @@ class Daemon:
         """What an outcome says of the target, whatever becomes of the file."""
         state, luck = service.state, self.luck()
         match outcome:
-            case Done() if entry.lost_at is None:  # one that was found in a listing proves nothing of now
+            case Done(recovered=False):  # one that was found in a listing proves nothing of now
                 state = rules.after_accepted(state, entry.key, now)
             case NoStorage(known=known) if known is not None and known.state is State.ACCEPTED:
                 state = rules.after_accepted(state, entry.key, now)
@@ -882,6 +930,7 @@ class Daemon:
 
     def _inbox_gone(self, entry: Entry, outcome: InboxGone, now: float) -> None:
         entry.known = outcome.known or entry.known
+        entry.claimed = entry.claimed or entry.known is not None
         self.watched[entry.inbox].next_look = now
         self.table.wait(entry, now + self.config.poll_interval_s)
 
@@ -925,7 +974,12 @@ class Daemon:
 
     def _needs(self, entry: Entry, folder: str) -> bool:
         inbox = self.watched[entry.inbox].inbox
-        return folder in (str(self.config.state_dir), str(inbox.path), str(inbox.done), str(inbox.failed))
+        needs = {str(self.config.state_dir), str(inbox.path)}
+        if not _is_refused(entry):
+            needs.add(str(inbox.done))
+        if _is_refused(entry) or _needs_service(entry):
+            needs.add(str(inbox.failed))
+        return folder in needs
 
     def _storage_ready(self, entry: Entry, now: float) -> bool:
         """Whether every folder that this file needs takes files, or it may be the one to try."""
@@ -936,14 +990,14 @@ class Daemon:
             hold.trial = entry.key
         return True
 
-    def _end_storage_trial(self, key: Key, outcome: Outcome | None, now: float) -> None:
+    def _end_storage_trial(self, key: Key, outcome: Outcome, now: float) -> None:
         """A try that came past the folder ends its hold; one that ended before it proves nothing."""
         for folder, hold in list(self.storage.items()):
             if hold.trial != key or (isinstance(outcome, NoStorage) and outcome.folder == folder):
                 continue
             hold.trial = None
             hold.probe_at = now + hold.pause_s
-            if isinstance(outcome, Done | Failed | Deferred | Refused | Unknown | LookAgain | Undecided):
+            if _proves_storage(outcome):
                 del self.storage[folder]
                 waiting = sum(self._needs(e, folder) for e in self.table.entries())
                 held_s = round(now - hold.since, 3)
@@ -956,9 +1010,11 @@ class Daemon:
             if rules.wants_probe(service.state, now):
                 service.state = rules.probing(service.state)
                 inbox = self.watched[service.inboxes[0]].inbox
+                self.probing += 1
                 self.pool.submit(ask, service.tools, inbox, self.mailbox.put)
 
     def _on_probed(self, mail: Probed, now: float) -> None:
+        self.probing -= 1
         service = self.services[mail.target]
         verdict = mail.verdict
         state = rules.after_probe(
@@ -1027,6 +1083,22 @@ WAITING_DETAIL = {
 def _needs_service(entry: Entry) -> bool:
     known = entry.known
     return entry.task is Task.DELIVER and (known is None or known.state not in (State.ACCEPTED, State.REFUSED))
+
+
+def _is_refused(entry: Entry) -> bool:
+    known = entry.known
+    return entry.task is Task.CONDEMN or (known is not None and known.state is State.REFUSED)
+
+
+def _proves_storage(outcome: Outcome) -> bool:
+    """Whether every folder that the file needs was written to, or at least seen to have room."""
+    match outcome:
+        case Done() | Failed() | Refused() | Unknown():
+            return True
+        case Deferred(verdict=verdict):
+            return verdict.reason != "no_key"
+        case _:
+            return False
 
 
 def _alike(verdict: Verdict) -> str:

@@ -73,9 +73,10 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The file lies in done, its sidecar beside it."""
+    """The file lies in done, its sidecar beside it. `recovered`: its id was found in a listing."""
 
     size: int
+    recovered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

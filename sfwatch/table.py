@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from sfwatch.files import Identity
 from sfwatch.job import Condemned, Task
 from sfwatch.journal import Delivery
 from sfwatch.settle import Observed, Settled
@@ -42,9 +43,11 @@ class Entry:
     condemned: Condemned | None = None
     known: Delivery | None = None
     claimed: bool = False
+    home: Identity | None = None  # the inbox that it is claimed in; another folder may be in its place now
     moved_in: bool = False
     given_back: bool = False  # our own rename rang for it: that proves nothing
     newcomer: bool = False  # something may have come under its name while it was claimed
+    namesake_told: bool = False
     seen: bool = False  # it was more than a name, once: a file that was only rung for cannot vanish
     insist: bool = False
     reason: str | None = None  # the waiting reason that was told last

@@ -26,6 +26,8 @@ class Watched:
     others: int = 0
     looked: bool = False
     lock: int | None = None
+    refused: str | None = None  # why nothing can be claimed in it
+    refused_until: float = 0.0
     claims: set[str] = field(default_factory=set)
     foreign_told: set[str] = field(default_factory=set)
 

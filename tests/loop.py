@@ -89,6 +89,9 @@ class Loop:
     twice: int = 0
     """Uploads beyond the first of the same bytes that a test expects."""
 
+    done_elsewhere: dict[str, Path] = field(default_factory=dict)
+    hooks: dict[str, Callable[[], Any]] = field(default_factory=dict)
+
     def __post_init__(self) -> None:
         self.started = time.time() - self.now
         self.service.clock = self.wall
@@ -132,6 +135,11 @@ class Loop:
         said = json.loads(text)
         assert said.keys() <= {*EVENTS[said["event"]].keys, *ALWAYS, "file_b64"}, said
         self.lines.append(said)
+        self.hooks.get(said["event"], lambda: None)()
+
+    def on_say(self, event: str, do: Callable[[], Any]) -> None:
+        """Do something at the moment at which an event is said, in the midst of the work."""
+        self.hooks[event] = do
 
     def start(self) -> "Loop":
         """Start a daemon, as a process would."""
@@ -318,8 +326,12 @@ class Loop:
         wanted = ("inbox", "done", "failed") if ended else ("inbox",)
         for name in self.names:
             for folder in wanted:
-                for path in (self.root / name / folder).rglob("*"):
-                    if path.is_file() and not path.is_symlink() and not path.name.endswith(".json"):
+                there = self.root / name / folder
+                if folder == "done":
+                    there = self.done_elsewhere.get(name, there)
+                for path in there.rglob("*"):
+                    regular = path.is_file() and not path.is_symlink()
+                    if regular and not path.name.endswith((".json", "ballast")):
                         yield path
 
 

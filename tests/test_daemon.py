@@ -1,19 +1,32 @@
 """The loop: files of all kinds through a whole daemon, and what it does when something is in the way."""
 
+import contextlib
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loop import Loop
+from loop import KEY, Loop
+from servers import closed_port
 
-from sfwatch.settings import Uploads
-from sfwatch.standin import Behaviour, StandIn, answering
+from sfwatch.settings import Api, OnUnknown, Uploads
+from sfwatch.standin import (
+    Behaviour,
+    End,
+    Listing,
+    StandIn,
+    answering,
+    reply,
+    storing_then_resetting,
+)
 
 Make = Callable[..., Loop]
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
 
 BUSY = answering(503, {"code": 50505, "message": "busy"})
 BALANCE = answering(403, {"code": 30001, "message": "balance is insufficient"})
@@ -25,8 +38,25 @@ def _service() -> Iterator[StandIn]:
         yield service
 
 
+@pytest.fixture(name="tiny")
+def _tiny(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Folders on small filesystems of their own (32 MiB), one mount for each."""
+    mounted: list[Path] = []
+
+    def mount(name: str) -> Path:
+        path = tmp_path / name
+        path.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", path], check=True)
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
 @pytest.fixture(name="make")
-def _make(tmp_path: Path, service: StandIn) -> Iterator[Make]:
+def _make(tmp_path: Path, service: StandIn, tiny: Callable[[str], Path]) -> Iterator[Make]:
     """Loops that are started, and whose promises are checked at the end."""
     made: list[Loop] = []
 
@@ -283,3 +313,466 @@ def test_an_outage_alone_condemns_no_file_and_neither_do_trials_in_a_hold(make: 
     loop.look().run(2000)
     assert loop.failed("a") == []
     assert len(loop.done("a")) == 6
+
+
+# The target is held.
+
+
+def with_key_file(tmp_path: Path, service: StandIn, key: str) -> Api:
+    (tmp_path / "key").write_text(f"{key}\n")
+    (tmp_path / "key").chmod(0o600)
+    return Api(base_url=service.base_url, key_file=tmp_path / "key")
+
+
+def test_an_expired_key_is_said_once_and_a_mended_one_ends_it(
+    make: Make, tmp_path: Path, service: StandIn
+) -> None:
+    """One file meets the 401; then only listings ask, more and more seldom, until the key file is mended."""
+    service.key = KEY
+    loop = make(api=with_key_file(tmp_path, service, "sk-expired"), uploads=Uploads(concurrency=2))
+    for i in range(20):
+        loop.drop("a", f"{i:02}.jsonl")
+    loop.look().run(3600)
+    assert len(loop.waiting_in("a")) == 20
+    assert loop.claims("a") == []
+    assert loop.posts() <= 2
+    assert 10 <= loop.listings() <= 30
+    assert loop.said("upload.deferred") == loop.said("file.failed") == []
+    (tmp_path / "key").write_text(KEY + "\n")
+    loop.pool.holds = True
+    loop.run(300)
+    while loop.daemon.services and loop.pool.held and not loop.said("target.resumed"):
+        assert len(loop.pool.held) == 1  # the probe, then one trial
+        loop.pool.release()
+        loop.settle_down()
+    loop.pool.holds = False
+    while loop.pool.held:
+        loop.pool.release()
+    loop.run(10)
+    assert len(loop.done("a")) == 20
+    assert len(loop.said("target.held", reason="unauthorized")) == len(loop.said("target.held")) == 1
+    assert len(loop.said("target.resumed")) == 1
+
+
+def test_an_empty_balance_lets_one_file_try_in_each_pause(make: Make) -> None:
+    """Listings work with an empty balance, uploads do not: each pause costs one upload, not one a file."""
+    loop = make(uploads=Uploads(concurrency=1))
+    loop.service.always = BALANCE
+    for i in range(30):
+        loop.drop("a", f"{i:02}.jsonl", lines=1 + i % 3)
+    loop.look().run(3600)
+    assert 10 <= loop.posts() <= 25
+    assert len(loop.waiting_in("a")) == 30
+    loop.service.always = Behaviour()
+    loop.run(320)
+    assert len(loop.done("a")) == 30
+    assert len(loop.said("target.held")) == len(loop.said("target.resumed")) == 1
+
+
+def test_no_key_at_all_holds_the_target_and_sends_nothing(make: Make, tmp_path: Path) -> None:
+    """A missing key file is an outage, not a fault of files; it ends when the file is there."""
+    loop = make(started=False)
+    loop.api = with_key_file(tmp_path, loop.service, KEY)
+    (tmp_path / "key").unlink()
+    loop.start()
+    loop.drop("a", "x.jsonl")
+    loop.drop("a", "y.jsonl")
+    loop.look().run(600)
+    assert len(loop.said("target.held", reason="no_key")) == 1
+    assert loop.service.requests == []
+    (tmp_path / "key").write_text(KEY + "\n")
+    loop.run(300)
+    assert loop.done("a") == ["x.jsonl", "y.jsonl"]
+    assert len(loop.said("target.resumed")) == 1
+
+
+def test_an_unreachable_service_holds_at_once(make: Make) -> None:
+    """One refused connection is enough: the other files are not tried, and all go when it is back."""
+    with closed_port() as port:
+        loop = make(started=False, uploads=Uploads(concurrency=1))
+        there = loop.service.base_url
+        loop.api = Api(base_url=f"http://127.0.0.1:{port}/v1")
+        loop.start()
+        for i in range(5):
+            loop.drop("a", f"{i}.jsonl")
+        loop.look().run(1000)
+        assert len(loop.said("target.held", reason="unreachable")) == 1
+        assert len(loop.said("upload.started")) == 1
+        assert len(loop.waiting_in("a")) == 5
+    loop.api = Api(base_url=there)
+    loop.restart().run(10)
+    assert len(loop.done("a")) == 5
+
+
+def test_three_refusals_alike_with_none_accepted_are_the_targets_fault(make: Make) -> None:
+    """The third file, and each after it, goes back into the inbox; the hold ends when one is accepted."""
+    loop = make(uploads=Uploads(concurrency=1))
+    loop.service.always = answering(400, {"code": 20012, "message": "purpose must be batch", "data": None})
+    for i in range(8):
+        loop.drop("a", f"{i}.jsonl")
+    loop.look().run(600)
+    assert len(loop.said("target.held", reason="refuses_all")) == 1
+    assert len(loop.failed("a")) == 2
+    assert len(loop.waiting_in("a")) == 6
+    loop.service.always = Behaviour()
+    loop.run(400)
+    assert len(loop.done("a")) == 6
+    assert len(loop.said("target.resumed")) == 1
+
+
+def test_a_key_that_only_one_file_meets_does_not_hold_the_others_again(make: Make) -> None:
+    """A 403 that another file's acceptance disproves is charged to the file, which then waits by itself."""
+    loop = make(uploads=Uploads(concurrency=1))
+    loop.service.script.extend([replace(BALANCE, filename="odd.jsonl")] * 6)
+    loop.drop("a", "odd.jsonl")
+    loop.drop("a", "x.jsonl", lines=3)
+    loop.look().run(100)
+    loop.drop("a", "y.jsonl")
+    loop.look().run(900)
+    assert loop.done("a") == ["odd.jsonl", "x.jsonl", "y.jsonl"]
+    assert len(loop.said("target.held")) == len(loop.said("target.resumed")) == 1
+
+
+# Lost answers.
+
+
+def test_a_lost_answer_is_found_in_the_listing_and_others_go_on_meanwhile(make: Make) -> None:
+    """The file stays claimed; its id comes from the listing, and it is not sent again."""
+    loop = make()
+    loop.service.script.append(replace(storing_then_resetting(), filename="x.jsonl"))
+    loop.drop("a", "x.jsonl")
+    loop.drop("a", "y.jsonl")
+    loop.look().run(2.1)
+    assert loop.done("a") == ["y.jsonl"]
+    assert loop.claims("a") == ["x.jsonl"]
+    loop.run(60)
+    assert loop.done("a") == ["x.jsonl", "y.jsonl"]
+    assert len(loop.said("upload.unknown")) == len(loop.said("upload.recovered")) == 1
+
+
+def test_a_lost_upload_that_is_not_listed_is_sent_again_when_its_window_is_over(make: Make) -> None:
+    """Not before `reconcile_window`: listings lag behind."""
+    loop = make(uploads=Uploads(reconcile_window_s=30.0))
+    loop.service.script.append(Behaviour(stores=False, end=End.RESET))
+    loop.drop("a", "x.jsonl")
+    loop.look().run(30)
+    assert loop.posts() == 1
+    loop.run(10)
+    assert loop.done("a") == ["x.jsonl"]
+    assert loop.posts() == 2
+    assert len(loop.said("upload.resent")) == 1
+
+
+def test_what_nobody_can_tell_is_said_once_and_looked_up_now_and_then(make: Make) -> None:
+    """Without a listing and with `on_unknown: hold` the file stays claimed; it is not sent again."""
+    loop = make(uploads=Uploads(on_unknown=OnUnknown.HOLD))
+    loop.service.listing = Listing(answer=reply(404, "no such thing"))
+    loop.service.script.append(storing_then_resetting())
+    loop.drop("a", "x.jsonl")
+    loop.look().run(4000)
+    assert loop.posts() == 1
+    assert loop.claims("a") == ["x.jsonl"]
+    assert len(loop.said("upload.undecided")) == 1
+    loop.service.listing = Listing()
+    loop.run(600)
+    assert loop.done("a") == ["x.jsonl"]
+
+
+def test_a_newcomer_under_the_name_of_a_file_under_way_is_taken_afterwards(make: Make) -> None:
+    """While the first of the name is being cleared up the second waits, and says so once; then it is done."""
+    loop = make()
+    loop.service.script.append(storing_then_resetting())
+    loop.service.listing = Listing(lag_s=20)
+    loop.drop("a", "x.jsonl")
+    loop.look().run(3)
+    loop.drop("a", "x.jsonl")
+    loop.ring("a", "x.jsonl", moved_in=True)
+    loop.look().run(5)
+    assert loop.waiting_in("a") == ["x.jsonl"]
+    assert len(loop.said("file.waiting", reason="namesake")) == 1
+    loop.run(60)
+    assert len(loop.done("a")) == 2
+    assert len(loop.said("upload.undecided")) == 0
+
+
+def test_lost_answers_of_all_files_hold_the_target_and_a_resent_file_ends_that(make: Make) -> None:
+    """Also when no other file is there to prove that the service accepts again."""
+    loop = make(uploads=Uploads(concurrency=3))
+    for i in range(3):
+        loop.drop("a", f"{i}.jsonl")
+    loop.service.script.extend([Behaviour(stores=False, end=End.RESET)] * 3)
+    loop.look().run(400)
+    assert len(loop.done("a")) == 3
+    assert len(loop.said("target.held", reason="no_answers")) == len(loop.said("target.resumed")) == 1
+
+
+# Storage.
+
+
+def fill(folder: Path, *, leave: int = 0) -> Path:
+    """Take what room there is on the folder's filesystem."""
+    ballast = folder / "ballast"
+    space = os.statvfs(folder)
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize - leave)
+    return ballast
+
+
+@needs_root
+def test_a_full_done_folder_is_said_once_and_costs_no_second_upload(
+    make: Make, tiny: Callable[[str], Path]
+) -> None:
+    """What was accepted before waits for its sidecar; nothing is sent while there is no room."""
+    done = tiny("full/done")
+    loop = make(inbox={"done": done})
+    loop.pool.holds = True
+    loop.drop("a", "x.jsonl")
+    loop.drop("a", "y.jsonl")
+    loop.look().run(3)
+    loop.pool.holds = False
+    ballast = fill(done)
+    while loop.pool.held:
+        loop.pool.release()
+    loop.run(1000)
+    assert loop.posts() == 0
+    assert len(loop.said("storage.held")) == 1
+    ballast.unlink()
+    loop.run(300)
+    assert sorted(p.name for p in done.glob("*.jsonl")) == ["x.jsonl", "y.jsonl"]
+    assert len(loop.said("storage.held", path=str(done))) == len(loop.said("storage.held")) == 1
+    assert len(loop.said("storage.resumed", path=str(done))) == 1
+    loop.done_elsewhere["a"] = done
+
+
+@needs_root
+def test_a_done_folder_that_fills_up_during_the_upload_keeps_the_answer(
+    make: Make, tiny: Callable[[str], Path]
+) -> None:
+    """The file is accepted, then there is no room for sidecar and move: exactly one upload all the same."""
+    done = tiny("full/done")
+    loop = make(inbox={"done": done})
+    loop.done_elsewhere["a"] = done
+    ballast: list[Path] = []
+    loop.on_say("upload.accepted", lambda: ballast.append(fill(done)))
+    loop.drop("a", "x.jsonl", lines=200)
+    loop.drop("a", "later.jsonl")
+    loop.look().run(1000)
+    assert loop.claims("a") == ["x.jsonl"] or loop.claims("a") == ["later.jsonl"]
+    assert loop.posts() == 1
+    loop.on_say("upload.accepted", lambda: None)
+    ballast[0].unlink()
+    loop.run(300)
+    assert sorted(p.name for p in done.glob("*.jsonl")) == ["later.jsonl", "x.jsonl"]
+    assert loop.posts() == 2
+    assert len(loop.said("storage.held")) == len(loop.said("storage.resumed")) == 1
+
+
+@needs_root
+def test_state_and_done_full_together_both_end(make: Make, tiny: Callable[[str], Path]) -> None:
+    """A try that frees one folder and fails at the other does not stand in the way of the next try."""
+    state, done = tiny("small/state"), tiny("small/done")
+    loop = make(inbox={"done": done}, config={"state_dir": state})
+    loop.done_elsewhere["a"] = done
+    ballast = [fill(done, leave=1 << 20)]
+    loop.drop("a", "x.jsonl")
+    loop.look().run(3)
+    ballast.append(fill(state, leave=1 << 20))
+    loop.drop("a", "y.jsonl")
+    loop.look().run(100)
+    for file in ballast:
+        file.unlink()
+        loop.run(100)
+    loop.run(700)
+    assert sorted(p.name for p in done.glob("*.jsonl")) == ["x.jsonl", "y.jsonl"]
+    assert len(loop.said("storage.held")) == len(loop.said("storage.resumed")) == 2
+
+
+@needs_root
+def test_a_file_that_vanishes_while_the_state_folder_is_full_ends_nothing(
+    make: Make, tiny: Callable[[str], Path]
+) -> None:
+    """What the journal cannot forget now does no harm; the daemon goes on."""
+    state = tiny("small/state")
+    loop = make(config={"state_dir": state})
+    loop.service.always = BUSY
+    loop.drop("a", "x.jsonl")
+    loop.look().run(3)
+    fill(state)
+    for _ in range(64):  # whatever room is left in pages of the journal
+        with contextlib.suppress(OSError):
+            loop.daemon.journal.saw_folder("x" * 4096 + str(_))
+    loop.withdraw("a", "x.jsonl")
+    loop.look()
+    assert len(loop.said("file.vanished")) == 1
+
+
+@needs_root
+def test_a_storage_hold_that_nobody_waits_for_does_not_spin(make: Make, tiny: Callable[[str], Path]) -> None:
+    """The file that met the full disk is taken away: nothing is to be tried, so the loop sleeps."""
+    done = tiny("full/done")
+    loop = make(inbox={"done": done})
+    fill(done)
+    loop.drop("a", "x.jsonl")
+    loop.look().run(3)
+    assert len(loop.said("storage.held")) == 1
+    loop.withdraw("a", "x.jsonl")
+    loop.look().run(100)
+
+
+def test_a_missing_failed_folder_holds_only_its_inbox_and_is_not_made_anew(make: Make) -> None:
+    """It may be an unmounted mount point: what lies under one would be hidden later."""
+    loop = make("a", "b")
+    (loop.root / "a" / "failed").rmdir()
+    for name in ("a", "b"):
+        loop.drop(name, "bad.jsonl", f'{{"{name}": 1}}\n')
+        loop.drop(name, "good.jsonl")
+    loop.look().run(600)
+    assert (loop.done("b"), loop.failed("b")) == (["good.jsonl"], ["bad.jsonl"])
+    assert not (loop.root / "a" / "failed").exists()
+    (loop.root / "a" / "failed").mkdir()
+    loop.run(300)
+    assert (loop.done("a"), loop.failed("a")) == (["good.jsonl"], ["bad.jsonl"])
+    assert len(loop.said("storage.held")) == len(loop.said("storage.resumed")) == 1
+
+
+# Inboxes that go and come.
+
+
+def test_an_inbox_that_is_deleted_and_made_anew(make: Make) -> None:
+    """One event for each; what is dropped into the new one is taken."""
+    loop = make()
+    shutil.rmtree(loop.inbox_of("a"))
+    loop.run(300)
+    assert [e["reason"] for e in loop.said("inbox.lost")] == ["missing"]
+    assert not loop.inbox_of("a").exists()
+    loop.drop("a", "x.jsonl")
+    loop.run(10)
+    assert loop.done("a") == ["x.jsonl"]
+    assert len(loop.said("inbox.lost")) == len(loop.said("inbox.found")) == 1
+
+
+def test_an_inbox_that_is_replaced_by_a_rename(make: Make) -> None:
+    """Between two looks, never missing: it is said all the same, since events of the old one ended."""
+    loop = make()
+    loop.inbox_of("a").rename(loop.root / "a" / "old")
+    loop.inbox_of("a").mkdir()
+    loop.drop("a", "x.jsonl")
+    loop.run(40)
+    assert loop.done("a") == ["x.jsonl"]
+    assert [e["reason"] for e in loop.said("inbox.lost")] == ["replaced"]
+    assert len(loop.said("inbox.found")) == 1
+
+
+def test_a_file_in_place_of_the_inbox_is_a_lost_inbox(make: Make) -> None:
+    """It is left alone, and looked at until a folder is there again."""
+    loop = make()
+    loop.inbox_of("a").rmdir()
+    loop.inbox_of("a").write_text("I am no folder")
+    loop.look().run(60)
+    loop.inbox_of("a").unlink()
+    loop.inbox_of("a").mkdir()
+    loop.run(60)
+    assert [e["reason"] for e in loop.said("inbox.lost")] == ["no_folder"]
+    assert len(loop.said("inbox.found")) == 1
+
+
+@needs_root
+def test_an_inbox_whose_filesystem_is_unmounted_and_mounted_again(
+    make: Make, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The empty mount point is another folder; the claims on the filesystem are adopted when it is back."""
+    image = tmp_path / "image"
+    inbox = tmp_path / "a" / "inbox"
+    inbox.mkdir(parents=True)
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, inbox], check=True)
+    try:
+        loop = make()
+        loop.service.script.append(storing_then_resetting())
+        loop.service.listing = Listing(lag_s=20)
+        loop.drop("a", "x.jsonl")
+        loop.look().run(3)
+        assert loop.claims("a") == ["x.jsonl"]
+        subprocess.run(["umount", "-l", inbox], check=True)
+        loop.run(120)
+        assert loop.posts() == 1
+        subprocess.run(["mount", "-o", "loop", image, inbox], check=True)
+        loop.run(400)
+        assert loop.done("a") == ["x.jsonl"]
+        assert loop.posts() == 1
+        loop.close()
+    finally:
+        subprocess.run(["umount", "-l", inbox], check=True)
+
+
+def test_an_upload_under_way_while_its_inbox_is_moved_away_ends_when_it_is_back(make: Make) -> None:
+    """The answer is in the journal; the claim comes back with the inbox, and then the file is filed away."""
+    loop = make()
+    away = loop.root / "away"
+    loop.on_say("upload.accepted", lambda: loop.inbox_of("a").rename(away))
+    loop.drop("a", "x.jsonl")
+    loop.look().run(100)
+    assert len(loop.said("inbox.lost")) == 1
+    assert loop.said("file.done") == []
+    away.rename(loop.inbox_of("a"))
+    loop.run(100)
+    assert loop.done("a") == ["x.jsonl"]
+    assert len(loop.said("inbox.found")) == 1
+
+
+def test_an_inbox_that_was_never_there_is_made_and_a_known_one_is_not(make: Make) -> None:
+    """Only the first start ever makes folders; later a missing one may be a mount that is late."""
+    loop = make()
+    assert sorted(Path(e["path"]).name for e in loop.said("folder.created")) == ["done", "failed", "inbox"]
+    shutil.rmtree(loop.inbox_of("a"))
+    loop.restart().run(30)
+    assert not loop.inbox_of("a").exists()
+    assert len(loop.said("inbox.lost")) == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "open"])
+def test_an_unsafe_folder_of_claims_stops_only_its_inbox_until_it_is_mended(make: Make, kind: str) -> None:
+    """It is said once with what to do; the other inbox works on, and this one does when it is mended."""
+    loop = make("a", "b", started=False)
+    loop.inbox_of("a").mkdir()
+    ours = loop.inbox_of("a") / ".sfwatch"
+    if kind == "file":
+        ours.write_text("")
+    else:
+        ours.mkdir(mode=0o777)
+        ours.chmod(0o777)
+    loop.start()
+    loop.drop("a", "x.jsonl")
+    loop.drop("b", "x.jsonl")
+    loop.look().run(60)
+    assert loop.done("b") == ["x.jsonl"]
+    assert [e["reason"] for e in loop.said("inbox.lost")] == ["unsafe"]
+    if kind == "file":
+        ours.unlink()
+    else:
+        ours.chmod(0o700)
+    loop.run(60)
+    assert loop.done("a") == ["x.jsonl"]
+    assert len(loop.said("inbox.found")) == 1
+
+
+@needs_root
+def test_an_inbox_that_cannot_be_written_to_costs_one_try_for_all_its_files(make: Make) -> None:
+    """A hundred files in a read-only inbox: it is tried now and then, not once for each of them."""
+    loop = make("a", "b")
+    inbox = loop.inbox_of("a")
+    for i in range(100):
+        loop.drop("a", f"{i}.jsonl")
+    subprocess.run(["mount", "--bind", inbox, inbox], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", inbox], check=True)
+    try:
+        loop.drop("b", "x.jsonl")
+        loop.look().run(60)
+        assert loop.done("b") == ["x.jsonl"]
+        assert len(loop.said("file.waiting")) + len(loop.said("storage.held")) == 1
+    finally:
+        subprocess.run(["umount", inbox], check=True)
+    loop.run(400)
+    assert len(loop.done("a")) == 100
