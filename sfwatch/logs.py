@@ -12,7 +12,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping, MutableMapping, Set
+from collections.abc import Callable, KeysView, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -146,7 +146,7 @@ class Event:
     """What is known of an event before it happens."""
 
     level: str
-    keys: Set[str]  # ordered: a dict's
+    keys: KeysView[str]  # ordered: a dict's
 
 
 EVENTS: Mapping[str, Event] = {
