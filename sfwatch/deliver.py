@@ -76,9 +76,9 @@ def _gone(job: Job, tools: Tools) -> Outcome:
     """Tell a file that somebody took from an inbox that is away: a mount point is a folder, too."""
     resumed = job.settled is None
     claims = claim.claims_folder(job.inbox.path, tools.journal.instance)
-    if not job.inbox.path.is_dir() or (resumed and not claims.is_dir()):
-        return InboxGone(job.known)
     known = tools.journal.find(str(job.inbox.path), job.name)
+    if filing.is_away(job, known if resumed else None) or (resumed and not claims.is_dir()):
+        return InboxGone(job.known)
     if known is not None:
         with storage(tools.state_dir):
             tools.journal.forget(known)
@@ -112,6 +112,8 @@ def _begin(job: Job, tools: Tools, known: Delivery | None) -> Outcome:
         if held is None:
             return _changed(job, tools, "it was changed or opened for writing after it had settled")
         if job.task is Task.CONDEMN:
+            if known is not None and held.known.row != known.row:
+                return _changed(job, tools, "it was changed after it had been refused")
             return _condemn(job, tools, held)
         return _check_and_send(job, tools, held, secret)
 
@@ -144,7 +146,12 @@ def _claim(job: Job, tools: Tools) -> None:
         claim.prepare(job.inbox.path, instance)
         if job.inbox.settle_marker is not None:
             _claim_marker(job, instance)
-        claim.take(job.inbox.path, instance, job.name)
+        try:
+            claim.take(job.inbox.path, instance, job.name)
+        except BaseException:
+            if job.inbox.settle_marker is not None and not filing.is_claimed(job, tools):
+                _give_back_marker(job, instance)  # without it the file would never settle again
+            raise
 
 
 def _claim_marker(job: Job, instance: str) -> None:
@@ -157,10 +164,10 @@ def _claim_marker(job: Job, instance: str) -> None:
 
 @contextmanager
 def _inbox_storage(job: Job) -> Iterator[None]:
-    """A disk that is full or read-only is the inbox's fault; a missing name is not."""
+    """A disk that is full or read-only is the inbox's fault; a name that is missing or taken is not."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
         raise
     except OSError as error:
         raise StorageError(str(job.inbox.path), error) from error
@@ -246,8 +253,12 @@ def _send(job: Job, tools: Tools, held: _Held, secret: "key.Key") -> Outcome:
         known = save(tools, _sending(job, tools, held.known, began))
     except AttemptOpenError:
         detail = "a file of the same name is being uploaded to the same place"
+        if held.known.state is State.UNKNOWN:
+            return LookAgain(held.known, detail)
         return _give_back(job, tools) or NotTaken("namesake", detail)
     except StorageError:
+        if held.known.state is State.UNKNOWN:  # an earlier attempt may have been stored: it stays claimed
+            raise
         back = _give_back(job, tools)
         if back is not None:
             return back
@@ -269,6 +280,7 @@ def _send(job: Job, tools: Tools, held: _Held, secret: "key.Key") -> Outcome:
         progress=_progress(tools, known),
         stop=tools.stop,
         max_rate=tools.pace,
+        approve=lambda sha256: sha256 == known.sha256,
     )
     return _conclude(job, tools, replace(held, known=known), attempt, before=held.known)
 
@@ -308,20 +320,20 @@ def _conclude(job: Job, tools: Tools, held: _Held, attempt: Attempt, *, before: 
     known = held.known
     match verdict.blame:
         case Blame.ACCEPTED:
-            if attempt.sha256 != known.sha256 or not _unchanged(held):
+            if not _was_sent(held, attempt):
                 return _orphan(job, tools, known, before, verdict)
             return _accept(job, tools, known, verdict, attempt)
         case Blame.UNKNOWN:
             ended = (*known.windows[:-1], (known.windows[-1][0], tools.wall()))
             known = replace(known, state=State.UNKNOWN, windows=ended)
             return _saved(tools, known) or Unknown(verdict, known)
+        case _ if not before.windows and not _was_sent(held, attempt):
+            save(tools, replace(before, row=known.row))
+            return _changed(job, tools, attempt.detail or "it was changed while it was sent")
         case Blame.FILE:
             known = replace(known, state=State.WAITING, windows=before.windows)
             return _saved(tools, known) or Refused(verdict, known)
         case _:
-            if not before.windows and not _unchanged(held):
-                save(tools, before)
-                return _changed(job, tools, attempt.detail)
             # An earlier attempt may still have been stored: then the file stays out of its inbox.
             state = State.UNKNOWN if before.windows else State.WAITING
             known = replace(known, state=state, windows=before.windows)
@@ -337,9 +349,11 @@ def _saved(tools: Tools, known: Delivery) -> Outcome | None:
     return None
 
 
-def _unchanged(held: _Held) -> bool:
+def _was_sent(held: _Held, attempt: Attempt) -> bool:
+    """Whether what went out is what was checked, and what lies there now."""
     after = files.Fingerprint.of(os.fstat(held.fd))
-    return held.before.same_content(after) and files.probe_lease(held.fd) is not files.Lease.BUSY
+    unchanged = held.before.same_content(after) and files.probe_lease(held.fd) is not files.Lease.BUSY
+    return unchanged and attempt.sha256 in (None, held.known.sha256)
 
 
 def _defer(job: Job, tools: Tools, known: Delivery, verdict: Verdict) -> Outcome:
@@ -419,7 +433,7 @@ def _orphan(job: Job, tools: Tools, known: Delivery, before: Delivery, verdict: 
     try:
         save(tools, replace(known, state=State.FAILED, file_id=orphan, finished_at=tools.wall()))
     except IdKnownError:
-        save(tools, before)
+        save(tools, replace(before, row=known.row))
     detail = f"it was changed while it was sent; the service keeps an upload of it as {orphan}"
     return _changed(job, tools, detail, orphans=[orphan])
 
@@ -442,6 +456,8 @@ def _give_back(job: Job, tools: Tools) -> Outcome | None:
                 _give_back_marker(job, instance)
     except FileExistsError:
         return NotTaken("namesake", "a new file of its name has come meanwhile", claimed=True)
+    except claim.ClaimError as error:
+        return NotTaken(error.reason, error.detail, claimed=True)
     except FileNotFoundError:
         return _gone(job, tools)
     except StorageError as error:
@@ -508,12 +524,18 @@ def _clear_up(job: Job, tools: Tools, known: Delivery) -> Outcome:
         secret = key.read(job.inbox.api, tools.environ)
     except key.NoKey as missing:
         return _no_key(job, tools, missing, known)
-    if not filing.is_claimed(job, tools) and filing.lies_in_inbox(job, known):
-        _claim(job, tools)
-    known = _with_digest(job, tools, known)
+    ready = _ready_to_look_up(job, tools, known)
+    if not isinstance(ready, Delivery):
+        return ready
+    known = ready
+    if not filing.is_what_was_sent(job, tools, known):
+        return _settle_anew(job, tools, known, secret)
     if job.insist:
         return _resend(job, tools, known, secret, "it was asked for")
-    reading = _look_up(job, tools, known, secret)
+    return _decided(job, tools, known, secret, _look_up(job, tools, known, secret))
+
+
+def _decided(job: Job, tools: Tools, known: Delivery, secret: "key.Key", reading: "Reading") -> Outcome:
     match reading:
         case Verdict():
             return _deferred(reading, known, claimed=True)
@@ -530,21 +552,48 @@ def _clear_up(job: Job, tools: Tools, known: Delivery) -> Outcome:
             return _without_listing(job, tools, known, secret, reading.reason)
 
 
-def _with_digest(job: Job, tools: Tools, known: Delivery) -> Delivery:
-    """Close the window of an attempt that a crash cut off; look into a claim that only its folder told of."""
-    if known.state is State.SENDING:
-        windows = (*known.windows[:-1], (known.windows[-1][0], tools.wall()))
-        known = save(tools, replace(known, state=State.UNKNOWN, windows=windows))
+def _ready_to_look_up(job: Job, tools: Tools, known: Delivery) -> Delivery | Outcome:
+    """Claim it again if a power cut undid that, and complete what is known of it."""
+    if not filing.is_claimed(job, tools):
+        if filing.lies_in_inbox(job, known):
+            _claim(job, tools)
+        elif filing.is_away(job, known):
+            return InboxGone(known)
+    known = _with_window(tools, known)
     if known.sha256 is not None:
         return known
-    with _opened(job, tools, known) as held:
+    detail = "it cannot be read to its end now, and without its digest nothing can be told"
+    return _with_digest(job, tools, known) or LookAgain(known, detail)
+
+
+def _with_window(tools: Tools, known: Delivery) -> Delivery:
+    """Close the window of an attempt that a crash cut off."""
+    if known.state is not State.SENDING:
+        return known
+    windows = (*known.windows[:-1], (known.windows[-1][0], tools.wall()))
+    return save(tools, replace(known, state=State.UNKNOWN, windows=windows))
+
+
+def _with_digest(job: Job, tools: Tools, known: Delivery) -> Delivery | None:
+    """Look into a claim that only its folder told of; None if that can't be done now."""
+    with _opened(job, tools, known) as held, suppress(check.ShortRead, check.Stopped, AttemptOpenError):
         if held is None:
-            return known
+            return None
         checked = _checked(job, tools, held, Check.NONE)
         tagged = tools.uploads.remote_name is RemoteName.TAGGED
         remote = remote_name(job.name, tag=checked.sha256[:12] if tagged else None)
         filled = replace(known, sha256=checked.sha256, lines=checked.lines, remote_name=remote)
-        return save(tools, filled)
+        return save(tools, replace(filled, target=tools.target))
+    return None
+
+
+def _settle_anew(job: Job, tools: Tools, known: Delivery, secret: "key.Key") -> Outcome:
+    """The claimed file is another one than that whose answer was lost: that upload is nobody's."""
+    reading = _look_up(job, tools, known, secret)
+    orphan = reading.entry.id if isinstance(reading, reconcile.Found) else None
+    save(tools, replace(known, state=State.FAILED, file_id=orphan, finished_at=tools.wall()))
+    detail = "it was changed after it had been sent; nobody's is what the service may have of it"
+    return _changed(job, tools, detail, orphans=[orphan] if orphan else None)
 
 
 Reading = reconcile.Found | reconcile.Absent | reconcile.NotYet | reconcile.Undecidable | Verdict
@@ -554,6 +603,7 @@ def _look_up(job: Job, tools: Tools, known: Delivery, secret: "key.Key") -> Read
     """Ask for listings of growing length until one decides."""
     reading: Reading = reconcile.NotYet("full")
     smaller: tuple[int, int] | None = None
+    newest = tools.journal.newest(tools.target)  # before the listing is made, which then must show it
     for limit in (100, 1000, 10000):
         attempt = tools.client.list_files(purpose=job.inbox.purpose, limit=limit, key=secret.reveal())
         verdict = _judge_listing(tools, attempt)
@@ -563,8 +613,10 @@ def _look_up(job: Job, tools: Tools, known: Delivery, secret: "key.Key") -> Read
         listing = reconcile.read_listing(answer.body) if answer and verdict.data is not None else None
         if answer is None or listing is None:
             return reconcile.NotYet("no_listing")
-        reading = _match(tools, known, listing, limit=limit, smaller=smaller, date=answer.date)
-        if not isinstance(reading, reconcile.NotYet) or reading.reason not in ("full", "same_length"):
+        reading = _match(
+            job, tools, known, listing, limit=limit, smaller=smaller, newest=newest, date=answer.date
+        )
+        if not isinstance(reading, reconcile.NotYet) or reading.reason != "full":
             return reading
         smaller = (limit, len(listing))
     return reading
@@ -586,15 +638,17 @@ def _judge_listing(tools: Tools, attempt: Attempt) -> Verdict:
 
 
 def _match(
+    job: Job,
     tools: Tools,
     known: Delivery,
     listing: tuple[reconcile.Listed, ...],
     *,
     limit: int,
     smaller: tuple[int, int] | None,
+    newest: str | None,
     date: str | None,
 ) -> Reading:
-    lost = reconcile.Lost(known.remote_name or "", known.size, known.lines, known.windows)
+    lost = reconcile.Lost(known.remote_name or "", known.size, known.lines, known.windows, job.inbox.purpose)
     skew = reconcile.skew_s(date, wall=tools.wall())
     return reconcile.match(
         lost,
@@ -602,7 +656,7 @@ def _match(
         limit=limit,
         smaller=smaller,
         known_ids=tools.journal.known(tools.target, [entry.id for entry in listing]),
-        newest_known=tools.journal.newest(tools.target),
+        newest_known=newest,
         allowance_s=reconcile.allowance_s(skew),
     )
 
@@ -637,17 +691,20 @@ def _remember_orphans(tools: Tools, known: Delivery, orphans: tuple[str, ...]) -
 
 
 def _without_listing(job: Job, tools: Tools, known: Delivery, secret: "key.Key", reason: str) -> Outcome:
+    """Send it again where no listing is to be had; one that is stale or never whole proves no absence."""
     detail = "the service gives no listing that could tell what became of it"
     if job.looked_s < tools.uploads.reconcile_window_s:
         return LookAgain(known, detail)
-    if tools.uploads.on_unknown is OnUnknown.RESEND and known.resent < tools.uploads.resend_limit:
+    may_resend = reason == "no_listing" and tools.uploads.on_unknown is OnUnknown.RESEND
+    if may_resend and known.resent < tools.uploads.resend_limit:
         return _resend(job, tools, known, secret, detail)
     return Undecided(known, reason, detail)
 
 
 def _resend(job: Job, tools: Tools, known: Delivery, secret: "key.Key", detail: str) -> Outcome:
-    tools.log("upload.resent", size=known.size, attempt=known.attempts + 1, detail=detail)
+    _room(job, tools)
     with _opened(job, tools, known) as held:
         if held is None:
             return Undecided(known, "changed", "it was changed after it had been sent")
+        tools.log("upload.resent", size=known.size, attempt=known.attempts + 1, detail=detail)
         return _send(job, tools, replace(held, known=replace(known, resent=known.resent + 1)), secret)

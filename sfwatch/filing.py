@@ -7,6 +7,7 @@ the sidecar is durable before the file appears beside it, and the row is finishe
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -77,6 +78,8 @@ def file_away(job: Job, tools: Tools, known: Delivery) -> Outcome:
     ending = _ending(job, known)
     try:
         with _claimed(job, tools, known) as fd:
+            if not _is_the_same(fd, known):
+                return _not_what_was_sent(tools, known)
             known = _publish_and_move(job, tools, known, ending, fd)
     except FileNotFoundError:
         return _without_its_file(job, tools, known, ending)
@@ -124,6 +127,34 @@ def is_claimed(job: Job, tools: Tools) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def is_what_was_sent(job: Job, tools: Tools, known: Delivery) -> bool:
+    """Whether the claimed file is still the one that the journal speaks of; a file that is gone is no other."""
+    try:
+        fd = claim.open_claimed(job.inbox.path, tools.journal.instance, job.name)
+    except FileNotFoundError:
+        return True
+    try:
+        return _is_the_same(fd, known)
+    finally:
+        os.close(fd)
+
+
+def _is_the_same(fd: int, known: Delivery) -> bool:
+    """By its numbers, or else by its bytes: a touch alone changes nothing."""
+    st = os.fstat(fd)
+    numbers = (st.st_size, st.st_mtime_ns) == (known.size, known.mtime_ns)
+    return numbers or (st.st_size == known.size and move.digest(fd) == known.sha256)
+
+
+def is_away(job: Job, known: Delivery | None) -> bool:
+    """Whether the inbox is not there, or a folder on another filesystem in its place: a bare mount point."""
+    try:
+        st = job.inbox.path.stat()
+    except OSError:
+        return True
+    return not stat.S_ISDIR(st.st_mode) or (known is not None and known.dev != st.st_dev)
 
 
 def lies_in_inbox(job: Job, known: Delivery) -> bool:
@@ -202,6 +233,8 @@ def _without_its_file(job: Job, tools: Tools, known: Delivery, ending: Ending) -
             with files.below(top, folders, make=0o770) as target:
                 if known.target_name and _is_there(target, known.target_name, known):
                     return _finished(job, tools, known, ending, repeated=True)
+                if is_away(job, known):
+                    return InboxGone(known)
                 if known.target_name is None:
                     known = _with_name(tools, known, ending, target, base)
                 with suppress(FileExistsError):
@@ -251,7 +284,9 @@ def _finished(
         save(tools, replace(known, state=ending.state, finished_at=tools.wall()))
     except StorageError as error:
         return error.outcome(claimed=True, known=known)
-    return Done(known.size) if ending.state is State.DONE else Failed((known.report or {}).get("reason", ""))
+    if ending.state is State.FAILED:
+        return Failed((known.report or {}).get("reason", ""))
+    return Done(known.size, recovered=bool((known.answer or {}).get("recovered")))
 
 
 def _say_done(tools: Tools, known: Delivery, sidecar: str, **said: Any) -> None:

@@ -38,14 +38,10 @@ STAMP = "20260101T000000Z"
 
 
 def batch(lines: int = 3, *, word: str = "hello") -> bytes:
-    """A batch input in which every check finds nothing."""
-    return b"".join(
-        json.dumps(
-            {"custom_id": f"{number}", "body": {"messages": [{"role": "user", "content": word}]}}
-        ).encode()
-        + b"\n"
-        for number in range(lines)
-    )
+    """A batch input of which a check says nothing, not even a warning."""
+    body = {"model": "m", "messages": [{"role": "user", "content": word}]}
+    requests = ({"custom_id": f"request-{number}", "body": body} for number in range(lines))
+    return b"".join(json.dumps(request).encode() + b"\n" for request in requests)
 
 
 def sha256(data: bytes) -> str:
@@ -262,7 +258,10 @@ def _nothing() -> None:
 
 @contextmanager
 def a_world(root: Path, **api: Any) -> Iterator[World]:
-    """A world below *root*; *api* are the settings of its target beyond the address."""
+    """A world below *root*; *api* are the settings of its target beyond the address.
+
+    At its end the key must stand nowhere: in no line of the log and in no file that was written.
+    """
     for folder in ("inbox", "done", "failed"):
         (root / folder).mkdir(exist_ok=True)
     with ExitStack() as stack:
@@ -274,12 +273,18 @@ def a_world(root: Path, **api: Any) -> Iterator[World]:
         client = Client(settings, connections=4, user_agent="sfwatch/test")
         stack.callback(client.close)
         journal = SqliteJournal(root / "state", stamp=STAMP)
-        world = World(root, inbox, service, journal, client, now=time.time())
+        world = World(root, inbox, service, journal, client, now=float(int(time.time())))
         service.clock = world._service_clock
         try:
             yield world
         finally:
             world.journal.close()
+        assert KEY not in "\n".join(world.lines)
+        assert not [path for path in root.rglob("*") if _holds_the_key(path)]
+
+
+def _holds_the_key(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size < 2**26 and KEY.encode() in path.read_bytes()
 
 
 def in_threads(*works: Callable[[], object]) -> None:
