@@ -1,0 +1,130 @@
+"""The README says what the code does: its tables are held against the lists in the code, both ways."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sfwatch import cli, logs, record
+from sfwatch.verdict import Reason
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def table(header: str) -> list[list[str]]:
+    """Return the rows of the table with this header line, each a list of its cells."""
+    lines = README.partition(f"\n{header}\n")[2].splitlines()[1:]
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    assert rows, header
+    return rows
+
+
+def code(cell: str) -> str:
+    """Return what stands between backticks."""
+    return str(re.findall("`([^`]+)`", cell)[0])
+
+
+def test_events_are_those_of_the_log() -> None:
+    """The README's table of events has every event, its level and its keys, and no other."""
+    told = {
+        code(name): (level, re.findall("`([^`]+)`", keys))
+        for name, level, _, keys in table("| event | level | when | keys |")
+    }
+    assert told == {name: (event.level, list(event.keys)) for name, event in logs.EVENTS.items()}
+
+
+def test_keys_are_those_of_the_log() -> None:
+    """The README's table of keys has every key with the meaning that the code gives it."""
+    rows = README.partition("| event | level")[2].partition("| key | meaning |\n|---|---|\n")[2]
+    told = dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", rows.partition("\n\n")[0], flags=re.MULTILINE))
+    assert told == dict(logs.KEYS)
+
+
+def test_terminal_events_are_marked() -> None:
+    """What the README calls terminal is what the code calls terminal."""
+    rows = table("| event | level | when | keys |")
+    assert {code(row[0]) for row in rows if "**terminal**" in row[2]} == logs.TERMINAL
+
+
+def test_reasons_of_reports() -> None:
+    """The README explains each reason that a report can give, and no other."""
+    assert [code(row[0]) for row in table("| `reason` | meaning |")] == list(record.NEXT_STEPS)
+
+
+def test_exit_statuses() -> None:
+    """The README's exit statuses are the code's."""
+    statuses = {
+        cli.OK,
+        cli.FINDINGS,
+        cli.USAGE,
+        cli.UNAVAILABLE,
+        cli.INTERNAL,
+        cli.CANNOT_CREATE,
+        cli.TRY_AGAIN,
+        cli.NO_PERMISSION,
+        cli.BAD_CONFIG,
+    }
+    assert {int(row[0]) for row in table("| exit status | meaning |")} == statuses
+
+
+def test_commands() -> None:
+    """Every command is in the README's table, and nothing that is no command."""
+    told = {code(row[0]).split()[1] for row in table("| command | what it does |")}
+    assert told - {"--version"} == set(cli.commands.commands)
+
+
+@pytest.mark.parametrize("section", ["`NAME.fileid.json`", "`NAME.error.json`"])
+def test_fields_of_documents(section: str) -> None:
+    """The README names every field of a sidecar and of a report, in their order."""
+    told = table_after(section)
+    facts = {"sha256": "0" * 64, "size": 1, "inbox": "i", "original_name": "n", "version": "v"}
+    if "error" in section:
+        document = record.report(reason="empty", detail="d", attempts=0, failed_at="t", **facts)  # type: ignore[arg-type]
+        assert told == list(json.loads(document))
+    else:
+        shown = README.partition('```json\n{\n  "id"')[2].partition("```")[0]
+        assert told == list(json.loads('{"id"' + shown)["sfwatch"])
+
+
+def table_after(text: str) -> list[str]:
+    """Return the first cells of the first table after this text."""
+    rest = README.partition(f"\n{text}")[2]
+    return re.findall(r"^\| `([^`]+)` \|", rest.partition("|---|---|\n")[2].partition("\n\n")[0], re.MULTILINE)
+
+
+def test_modules() -> None:
+    """The map names every module, and gives the first sentence of its docstring."""
+    told = {code(row[0]): row[1] for row in table("| module | its rule |")}
+    modules = {path.stem: path for path in (ROOT / "sfwatch").glob("*.py") if path.stem != "__init__"}
+    assert told.keys() == modules.keys()
+    for name, rule in told.items():
+        docstring = ast.get_docstring(ast.parse(modules[name].read_text())) or ""
+        assert " ".join(docstring.split()).startswith(rule), name
+
+
+def test_log_lines_are_real() -> None:
+    """The log lines shown have listed events and keys, in the order of the lists."""
+    shown = README.partition('```json\n{"timestamp"')[2].partition("```")[0]
+    for line in ('{"timestamp"' + shown).strip().splitlines():
+        event = json.loads(line)
+        listed = [*logs.ALWAYS, *logs.EVENTS[event["event"]].keys]
+        assert list(event) == [key for key in listed if key in event]
+
+
+def test_every_module_has_tests() -> None:
+    """Each module has a test file of its own name; those that only join or name things are tested by others."""
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+    modules = {path.stem for path in (ROOT / "sfwatch").glob("*.py")}
+    assert modules - tested == {"__init__", "job", "settings"}
+
+
+def test_reasons_of_verdicts_are_codes() -> None:
+    """Reasons in events are short codes, never sentences."""
+    assert all(re.fullmatch("[a-z_]+", reason) for reason in Reason)
