@@ -183,6 +183,8 @@ def _place(
 ) -> Delivery:
     """Reserve a name by its sidecar and move the file to it; a name that was taken meanwhile is passed over."""
     sha256 = known.sha256 or ""
+    if known.target_name is not None:  # an earlier try came this far: what it left half-written goes
+        files.sweep_temporaries(target)
     for _ in range(_TRIES):
         if known.target_name is None:
             known = _with_name(tools, known, ending, target, base)
@@ -223,6 +225,15 @@ def _move_marker(known: Delivery, source: int, target: int, base: str) -> None:
             move.move(source, marker, target, beside, fd=fd, sha256=move.digest(fd))
 
 
+def _send_marker_after(job: Job, tools: Tools, known: Delivery, target: int, base: str) -> None:
+    """A crash came between the moves of the file and of its marker."""
+    files.sweep_temporaries(target)
+    with suppress(FileNotFoundError, files.NotRegular, claim.ClaimError):
+        with claim.place(job.inbox.path, tools.journal.instance, job.name) as (source, _):
+            _move_marker(known, source, target, base)
+    claim.discard_empty_folders(job.inbox.path, tools.journal.instance)
+
+
 def _without_its_file(job: Job, tools: Tools, known: Delivery, ending: Ending) -> Outcome:
     """The claim is empty: the file was moved before a crash, or somebody took it; or the inbox is away."""
     if not os.path.isdir(claim.claims_folder(job.inbox.path, tools.journal.instance)):  # noqa: PTH112
@@ -232,30 +243,39 @@ def _without_its_file(job: Job, tools: Tools, known: Delivery, ending: Ending) -
         with storage(ending.folder), files.folder(os.path.realpath(ending.folder)) as top:
             with files.below(top, folders, make=0o770) as target:
                 if known.target_name and _is_there(target, known.target_name, known):
+                    _send_marker_after(job, tools, known, target, base)
                     return _finished(job, tools, known, ending, repeated=True)
                 if is_away(job, known):
                     return InboxGone(known)
-                if known.target_name is None:
-                    known = _with_name(tools, known, ending, target, base)
-                with suppress(FileExistsError):
-                    record.reserve(
-                        target,
-                        known.target_name or base,
-                        ending.suffix,
-                        ending.document,
-                        sha256=known.sha256 or "",
-                    )
+                known = _published_alone(tools, known, ending, target, base)
     except StorageError as error:
         return error.outcome(claimed=True, known=known)
     return _finished(job, tools, known, ending, detail="the file itself was taken away while it was under way")
 
 
 def _is_there(folder: int, name: str, known: Delivery) -> bool:
+    """Whether the file was moved to this name before: the name alone may have been somebody else's by then."""
     try:
-        st = files.lstat(name, dir_fd=folder)
-    except FileNotFoundError:
+        with files.regular(name, dir_fd=folder) as fd:
+            return os.fstat(fd).st_size == known.size and move.digest(fd) == known.sha256
+    except (FileNotFoundError, files.NotRegular):
         return False
-    return (st.st_size, st.st_mtime_ns) == (known.size, known.mtime_ns)
+
+
+def _published_alone(tools: Tools, known: Delivery, ending: Ending, target: int, base: str) -> Delivery:
+    """The sidecar of a file that is not there any more, under another name if its own was taken meanwhile."""
+    sha256 = known.sha256 or ""
+    for _ in range(_TRIES):
+        if known.target_name is None:
+            known = _with_name(tools, known, ending, target, base)
+        name = known.target_name or base
+        if record.is_our_own(target, name + ending.suffix, sha256, ending.document):
+            return known
+        with suppress(FileExistsError):
+            record.reserve(target, name, ending.suffix, ending.document, sha256=sha256)
+            return known
+        known = replace(known, target_name=None)
+    raise OSError(errno.EEXIST, "every name tried was taken by somebody else at once", str(ending.folder))
 
 
 def _finished(

@@ -284,20 +284,20 @@ def reserve(folder_fd: int, name: str, suffix: str, document: bytes, *, sha256: 
     try:
         files.publish(folder_fd, name + suffix, document)
     except FileExistsError:
-        if not _is_our_own(folder_fd, name + suffix, sha256, document):
+        if not is_our_own(folder_fd, name + suffix, sha256, document):
             raise
         files.sync_folder(folder_fd)  # the earlier try may have ended just before
 
 
 def unreserve(folder_fd: int, name: str, suffix: str, *, sha256: str) -> None:
     """Take a reservation of ours back; anybody else's document, or none, is left as it is."""
-    if _is_our_own(folder_fd, name + suffix, sha256, None):
+    if is_our_own(folder_fd, name + suffix, sha256, None):
         with suppress(FileNotFoundError):
             os.unlink(name + suffix, dir_fd=folder_fd)
         files.sync_folder(folder_fd)
 
 
-def _is_our_own(folder_fd: int, name: str, sha256: str, document: bytes | None) -> bool:
+def is_our_own(folder_fd: int, name: str, sha256: str, document: bytes | None) -> bool:
     """Whether a document is the very one given, or else of our user, for these bytes and for this upload.
 
     The first half is for filesystems that show one owner for all files.
