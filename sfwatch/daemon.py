@@ -394,7 +394,7 @@ class Daemon:
             w.lock = claim.lock(inbox.path, instance)
         unknown = self._adopt_foreign(w)
         rows = {d.name: d for d in self.journal.under_way() if d.inbox == str(inbox.path)}
-        claimed = [name for name in claim.claimed(inbox.path, instance) if self._is_file(w, name)]
+        claimed = [name for name in claim.claimed(inbox.path, instance) if self._is_file(w, name, rows)]
         for name in claimed:
             known = rows.pop(name, None) or (self._unheard_of(w, name) if name in unknown else None)
             self._resume(w, name, known, now, home=w.identity)
@@ -403,13 +403,16 @@ class Daemon:
                 self._resume(w, name, known, now, home=None)
         self._unlock(w)
 
-    def _is_file(self, w: Watched, name: str) -> bool:
-        """Whether a claim is a file's; a lone marker goes back."""
+    def _is_file(self, w: Watched, name: str, rows: Mapping[str, Delivery]) -> bool:
+        """Whether a claim is a file's; a lone marker goes back, unless its file has gone ahead."""
         marker = w.inbox.settle_marker
         if marker is None or not name.endswith(marker):
             return True
         instance = self.journal.instance
-        if name.removesuffix(marker) not in claim.claimed(w.inbox.path, instance):
+        file = name.removesuffix(marker)
+        known = rows.get(file)
+        ahead = known is not None and known.state in (State.ACCEPTED, State.REFUSED)
+        if not ahead and file not in claim.claimed(w.inbox.path, instance):
             with contextlib.suppress(OSError):
                 claim.give_back(w.inbox.path, instance, name)
         return False
@@ -565,7 +568,11 @@ class Daemon:
 
     def _queue(self, entry: Entry) -> None:
         """Put a file where the next worker finds it: those that need nothing of the service go ahead."""
-        if _needs_service(entry):
+        if not entry.claimed and entry.settled is None:
+            # A crash left it claimed, and it went back since: nothing is known of it as it lies there.
+            entry.task = Task.DELIVER
+            self.table.settle(entry, self.clock())
+        elif _needs_service(entry):
             self.table.ready(entry)
         else:
             entry.stage = Stage.READY
@@ -821,7 +828,7 @@ class Daemon:
             entry.held_mark = service.held_s(now)
         account = verdict.blame is Blame.ACCOUNT and entry.key not in service.state.charged
         if account or verdict.reason == Reason.ABORTED:
-            self.table.ready(entry)  # the hold stands in its way, or the end of the process
+            self._queue(entry)  # the hold stands in its way, or the end of the process
             return
         entry.failures += 1
         if entry.accepted_mark is None:
@@ -876,6 +883,7 @@ class Daemon:
     def _refused(self, service: Service, entry: Entry, outcome: Refused) -> None:
         """The service refuses this file: its own fault, unless it refuses every file alike."""
         entry.claimed = True
+        entry.known = outcome.known  # not as before this attempt: a lost upload would be sent again for ever
         verdict = outcome.verdict
         if rules.refuses_all(service.state, _alike(verdict)):
             entry.task = Task.GIVE_BACK
@@ -904,7 +912,7 @@ class Daemon:
         entry.known = outcome.known
         entry.looks += 1
         entry.lost_at = now if entry.lost_at is None else entry.lost_at
-        over_at = entry.lost_at + self.config.uploads.reconcile_window_s
+        over_at = entry.lost_at + self.config.uploads.reconcile_window_s + 0.01  # floats may fall short of it
         at = now + self._pause_s(entry.looks, None)
         self.table.wait(entry, min(at, over_at) if now < over_at else at)
 

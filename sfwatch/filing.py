@@ -192,14 +192,15 @@ def _place(
         try:
             record.reserve(target, name, ending.suffix, ending.document, sha256=sha256)
         except FileExistsError:
-            if move.finish(source, base, target, name, fd=fd, sha256=sha256):
+            ours = record.is_our_own(target, name + ending.suffix, sha256, ending.document)
+            if ours and move.finish(source, base, target, name, fd=fd, sha256=sha256):
                 return known
             known = replace(known, target_name=None)
             continue
         try:
             move.move(source, base, target, name, fd=fd, sha256=sha256)
         except (FileExistsError, move.SourceChanged) as odd:
-            record.unreserve(target, name, ending.suffix, sha256=sha256)
+            record.unreserve(target, name, ending.suffix, ending.document, sha256=sha256)
             if isinstance(odd, move.SourceChanged):
                 raise
             known = replace(known, target_name=None)
@@ -242,7 +243,7 @@ def _without_its_file(job: Job, tools: Tools, known: Delivery, ending: Ending) -
     try:
         with storage(ending.folder), files.folder(os.path.realpath(ending.folder)) as top:
             with files.below(top, folders, make=0o770) as target:
-                if known.target_name and _is_there(target, known.target_name, known):
+                if known.target_name and _is_there(target, known.target_name, known, ending):
                     _send_marker_after(job, tools, known, target, base)
                     return _finished(job, tools, known, ending, repeated=True)
                 if is_away(job, known):
@@ -253,8 +254,10 @@ def _without_its_file(job: Job, tools: Tools, known: Delivery, ending: Ending) -
     return _finished(job, tools, known, ending, detail="the file itself was taken away while it was under way")
 
 
-def _is_there(folder: int, name: str, known: Delivery) -> bool:
+def _is_there(folder: int, name: str, known: Delivery, ending: Ending) -> bool:
     """Whether the file was moved to this name before: the name alone may have been somebody else's by then."""
+    if not record.is_our_own(folder, name + ending.suffix, known.sha256 or "", ending.document):
+        return False
     try:
         with files.regular(name, dir_fd=folder) as fd:
             return os.fstat(fd).st_size == known.size and move.digest(fd) == known.sha256
