@@ -1,8 +1,11 @@
 """The loop: files of all kinds through a whole daemon, and what it does when something is in the way."""
 
 import contextlib
+import fcntl
 import os
 import shutil
+import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop import KEY, Loop
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from loop import KEY, Loop, digest, line
 from servers import closed_port
 
+from sfwatch import arrive, claim
+from sfwatch.journal import Delivery, State
 from sfwatch.settings import Api, OnUnknown, Uploads
 from sfwatch.standin import (
     Behaviour,
@@ -776,3 +783,444 @@ def test_an_inbox_that_cannot_be_written_to_costs_one_try_for_all_its_files(make
         subprocess.run(["umount", inbox], check=True)
     loop.run(400)
     assert len(loop.done("a")) == 100
+
+
+# What is not taken, and why.
+
+
+def test_what_is_no_regular_file_is_said_once_and_never_opened(make: Make, tmp_path: Path) -> None:
+    """A symlink, a FIFO, a folder and a socket: one event each; a writer of the FIFO finds no reader."""
+    loop = make()
+    inbox = loop.inbox_of("a")
+    secret = tmp_path / "secret"
+    secret.write_text(line(1))
+    (inbox / "link.jsonl").symlink_to(secret)
+    os.mkfifo(inbox / "fifo.jsonl")
+    (inbox / "folder.jsonl").mkdir()
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.bind(str(inbox / "socket.jsonl"))
+        loop.look().run(300)
+    with pytest.raises(OSError, match="No such device or address"):  # ENXIO: no reader has it open
+        os.open(inbox / "fifo.jsonl", os.O_WRONLY | os.O_NONBLOCK)
+    assert {e["file"]: e["reason"] for e in loop.said("file.ignored")} == {
+        "link.jsonl": "symlink",
+        "fifo.jsonl": "fifo",
+        "folder.jsonl": "folder",
+        "socket.jsonl": "socket",
+    }
+    assert len(loop.said("file.ignored")) == 4
+    assert loop.posts() == 0
+
+
+def test_a_symlink_that_is_replaced_by_a_file_is_taken_and_one_that_goes_is_nobodys_loss(make: Make) -> None:
+    """What was ignored has no terminal event of its own."""
+    loop = make()
+    inbox = loop.inbox_of("a")
+    for name in ("x.jsonl", "y.jsonl"):
+        (inbox / name).symlink_to("/nowhere")
+    loop.look()
+    (inbox / "x.jsonl").unlink()
+    (inbox / "y.jsonl").unlink()
+    loop.drop("a", "x.jsonl")
+    loop.ring("a", "y.jsonl").look().run(5)
+    assert loop.done("a") == ["x.jsonl"]
+    assert loop.said("file.vanished") == []
+
+
+def test_other_names_are_counted_when_their_number_changes(make: Make) -> None:
+    """One event for each change, none for each name."""
+    loop = make()
+    for name in ("notes.txt", ".hidden.jsonl", "x.jsonl.part"):
+        (loop.inbox_of("a") / name).write_text("")
+    loop.look().look().run(100)
+    assert [e["others"] for e in loop.said("inbox.others")] == [3]
+
+
+def test_a_file_that_is_taken_away_before_its_turn_has_vanished(make: Make) -> None:
+    """Said once, whether it was settling or waiting for its turn."""
+    loop = make()
+    loop.service.always = BALANCE
+    loop.drop("a", "settling.jsonl")
+    loop.look()
+    loop.withdraw("a", "settling.jsonl")
+    for name in ("first.jsonl", "waiting.jsonl"):
+        loop.drop("a", name)
+    loop.look().run(30)
+    for name in ("first.jsonl", "waiting.jsonl"):
+        loop.withdraw("a", name)
+    loop.look().run(100)
+    assert len(loop.said("file.vanished")) == 3
+
+
+def test_a_name_that_was_only_rung_for_was_no_file(make: Make) -> None:
+    """A file that was renamed on at once, as temporary ones are: nothing is said of its first name."""
+    loop = make()
+    loop.ring("a", "was-here.jsonl").run(30)
+    assert loop.said("file.vanished") == loop.said("file.seen") == []
+
+
+def test_an_empty_file_waits_and_is_taken_once_it_is_filled(make: Make) -> None:
+    """It is said once, after a minute; never uploaded empty."""
+    loop = make()
+    path = loop.drop("a", "x.jsonl", "")
+    loop.look().run(300)
+    assert [e["reason"] for e in loop.said("file.waiting")] == ["empty"]
+    del loop.dropped[digest(path)]
+    path.write_text(line(1))
+    loop.look().run(70)
+    assert loop.done("a") == ["x.jsonl"]
+
+
+def test_a_file_that_is_open_for_writing_waits_and_is_stuck_after_ten_minutes(make: Make) -> None:
+    """Each is said once; when the writer closes, it is taken."""
+    loop = make()
+    path = loop.drop("a", "x.jsonl")
+    with path.open("a"):
+        loop.look().run(1000)
+        assert loop.posts() == 0
+        assert [e["reason"] for e in loop.said("file.waiting")] == ["being_written"]
+        assert len(loop.said("file.stuck")) == 1
+    loop.run(10)
+    assert loop.done("a") == ["x.jsonl"]
+
+
+def test_our_own_giving_back_is_no_arrival_by_rename(make: Make) -> None:
+    """The ring of a file that goes back neither settles it at once nor makes a second file of it."""
+    loop = make()
+    loop.service.script.append(BUSY)
+    loop.on_say("upload.started", lambda: loop.daemon.mailbox.put(arrive.Rang("a", "x.jsonl", moved_in=True)))
+    loop.drop("a", "x.jsonl")
+    loop.look().run(3)
+    loop.ring("a", "x.jsonl", moved_in=True).run(30)
+    assert loop.done("a") == ["x.jsonl"]
+    assert len(loop.said("file.settled")) == 1
+
+
+def test_a_file_that_changes_after_it_settled_goes_back_and_settles_anew(make: Make) -> None:
+    """Nothing of it is sent before; what is sent in the end is what lies in done."""
+    loop = make(uploads=Uploads(concurrency=1))
+    loop.pool.holds = True
+    path = loop.drop("a", "x.jsonl")
+    loop.look().run(3)
+    del loop.dropped[digest(path)]
+    path.write_text(line(1) + line(2))
+    loop.pool.holds = False
+    loop.pool.release()
+    loop.run(5)
+    assert loop.done("a") == ["x.jsonl"]
+    assert len(loop.said("file.changed")) == 1
+
+
+# Starting again.
+
+
+def lost_answer(loop: Loop) -> Delivery:
+    """A file whose answer is lost: claimed, its row in the journal."""
+    loop.service.script.append(storing_then_resetting())
+    loop.service.listing = Listing(lag_s=10)
+    loop.drop("a", "x.jsonl")
+    loop.look().run(2.1)
+    row = loop.row("a", "x.jsonl")
+    assert row is not None
+    assert row.state is State.UNKNOWN
+    return row
+
+
+@pytest.mark.parametrize("state", [State.SENDING, State.UNKNOWN])
+def test_an_attempt_that_a_crash_cut_off_is_looked_up_and_not_sent_again(make: Make, state: State) -> None:
+    """Whatever had become of it: what the listing shows is adopted."""
+    loop = make()
+    row = lost_answer(loop)
+    loop.daemon.journal.save(replace(row, state=state))
+    loop.restart().run(60)
+    assert loop.done("a") == ["x.jsonl"]
+    assert loop.posts() == 1
+    assert len(loop.said("upload.recovered")) == 1
+
+
+def test_an_attempt_that_never_arrived_is_sent_again_after_a_crash(make: Make) -> None:
+    """When the window for looking is over, and not before."""
+    loop = make()
+    lost_answer(loop)
+    loop.service.stored.clear()
+    loop.restart().run(29)
+    assert loop.posts() == 1
+    loop.run(10)
+    assert loop.done("a") == ["x.jsonl"]
+    assert loop.posts() == 2
+
+
+@pytest.mark.parametrize(("content", "folder"), [(None, "done"), ("{}\n", "failed")])
+def test_an_accepted_or_refused_file_is_only_filed_away_after_a_crash(
+    make: Make, content: str | None, folder: str
+) -> None:
+    """The answer was durable before: nothing is sent again, nothing is checked again."""
+    loop = make()
+    (loop.root / "a" / folder).rmdir()
+    loop.drop("a", "x.jsonl", content)
+    if content is None:
+        loop.on_say("upload.accepted", lambda: None)
+        (loop.root / "a" / folder).mkdir()
+        loop.on_say("upload.accepted", (loop.root / "a" / folder).rmdir)
+    else:
+        (loop.root / "a" / folder).mkdir()
+        loop.on_say("file.settled", lambda: None)
+        loop.daemon.config.inboxes[0].failed.rmdir()
+        loop.service.always = BUSY
+    loop.look().run(3)
+    posts = loop.posts()
+    loop.die()
+    (loop.root / "a" / folder).mkdir(exist_ok=True)
+    loop.start().run(5)
+    assert [p.name for p in (loop.root / "a" / folder).glob("*.jsonl")] == ["x.jsonl"]
+    assert loop.posts() == posts
+
+
+def test_a_claim_without_a_row_settled_and_was_not_sent(make: Make) -> None:
+    """A crash between claim and first byte: it goes out once."""
+    loop = make()
+    loop.drop("a", "x.jsonl")
+    claim.prepare(loop.inbox_of("a"), loop.daemon.journal.instance)
+    claim.take(loop.inbox_of("a"), loop.daemon.journal.instance, "x.jsonl")
+    loop.restart().run(1)
+    assert loop.done("a") == ["x.jsonl"]
+    assert loop.listings() == 0
+
+
+def test_a_power_cut_that_undid_the_claim_loses_and_doubles_nothing(make: Make) -> None:
+    """The row says sending, the file lies in the inbox: it is looked up, and its bytes are not sent twice."""
+    loop = make()
+    lost_answer(loop)
+    claim.give_back(loop.inbox_of("a"), loop.daemon.journal.instance, "x.jsonl")
+    loop.restart().run(60)
+    assert loop.done("a") == ["x.jsonl"]
+    assert loop.posts() == 1
+
+
+def test_a_crash_after_the_move_repeats_the_event_and_says_so(make: Make) -> None:
+    """The row was not finished: the end of the file is said again, as repeated."""
+    loop = make()
+    loop.drop("a", "x.jsonl")
+    rows: list[Delivery | None] = []
+    loop.on_say("file.done", lambda: rows.append(loop.row("a", "x.jsonl")))
+    loop.look().run(3)
+    loop.on_say("file.done", lambda: None)
+    assert rows[0] is not None
+    loop.daemon.journal.save(rows[0])
+    loop.restart().run(3)
+    assert [e.get("repeated") for e in loop.said("file.done")] == [None, True]
+    assert loop.posts() == 1
+
+
+def test_the_claims_of_a_dead_instance_are_adopted_as_unknown(make: Make) -> None:
+    """They may have been sent: they are looked up first, and sent only when the window is over."""
+    loop = make()
+    path = loop.drop("a", "x.jsonl")
+    theirs = loop.inbox_of("a") / ".sfwatch" / "0123456789abcdef"
+    theirs.mkdir(parents=True, mode=0o700)
+    theirs.parent.chmod(0o700)
+    path.rename(theirs / "x.jsonl")
+    loop.restart().run(5)
+    assert loop.posts() == 0
+    assert loop.listings() > 0
+    loop.run(40)
+    assert loop.done("a") == ["x.jsonl"]
+
+
+def test_the_claims_of_a_living_instance_are_left_alone_and_said_once(make: Make) -> None:
+    """Its lock is held: its files are its own."""
+    loop = make()
+    theirs = loop.inbox_of("a") / ".sfwatch" / "0123456789abcdef"
+    theirs.mkdir(parents=True, mode=0o700)
+    theirs.parent.chmod(0o700)
+    (theirs / "x.jsonl").write_text(line(1))
+    lock = os.open(theirs, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        loop.restart().run(600)
+    finally:
+        os.close(lock)
+    assert (theirs / "x.jsonl").exists()
+    assert [e["waiting"] for e in loop.said("claim.foreign")] == [1]
+    (theirs / "x.jsonl").unlink()
+
+
+def test_a_damaged_journal_makes_every_claim_unknown(make: Make) -> None:
+    """What it knew is lost, so each claim may have been sent: the listing tells, and no file is sent twice."""
+    loop = make()
+    lost_answer(loop)
+    loop.die()
+    for path in (loop.root / "state").glob("journal.sqlite3*"):
+        path.write_bytes(b"This is not a database, and it is long enough to show that." * 100)
+    loop.start().run(60)
+    assert len(loop.said("journal.set_aside")) == 1
+    assert loop.done("a") == ["x.jsonl"]
+    assert loop.posts() == 1
+
+
+def test_rows_of_an_inbox_that_is_configured_no_more_are_told_once(make: Make) -> None:
+    """They stay in the journal, and the other inbox works on."""
+    loop = make("a", "b")
+    lost_answer(loop)
+    loop.names = ("b",)
+    loop.restart()
+    loop.drop("b", "y.jsonl")
+    loop.look().run(30)
+    assert [e["waiting"] for e in loop.said("journal.orphaned")] == [1]
+    assert loop.done("b") == ["y.jsonl"]
+    loop.names = ("a", "b")
+    loop.restart().run(60)
+    assert loop.done("a") == ["x.jsonl"]
+
+
+def test_adopted_claims_are_locked_while_they_wait(make: Make) -> None:
+    """Another instance that starts now must not take them for those of a dead one."""
+    loop = make()
+    lost_answer(loop)
+    loop.die()
+    loop.pool.holds = True
+    loop.start()
+    theirs = os.open(claim.claims_folder(loop.inbox_of("a"), loop.daemon.journal.instance), os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    loop.pool.holds = False
+    loop.pool.release()
+    loop.run(60)
+    fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nothing is claimed any more
+    os.close(theirs)
+
+
+# Stopping, and bugs.
+
+
+def test_a_stop_lets_what_is_under_way_end_and_takes_nothing_new(make: Make) -> None:
+    """The file of a worker is done, the others stay in their inbox."""
+    loop = make(uploads=Uploads(concurrency=1))
+    for name in ("x.jsonl", "y.jsonl"):
+        loop.drop("a", name)
+    loop.pool.holds = True
+    loop.look().run(3)
+    loop.signal(signal.SIGTERM)
+    assert not loop.daemon.over()
+    loop.pool.release()
+    loop.settle_down()
+    assert loop.daemon.over()
+    assert (loop.done("a"), loop.waiting_in("a")) == (["x.jsonl"], ["y.jsonl"])
+
+
+def test_after_the_grace_uploads_are_broken_off_and_their_files_go_back(make: Make) -> None:
+    """What was not sent whole is back in the inbox under its name."""
+    loop = make(config={"stop_grace_s": 30.0})
+    loop.drop("a", "x.jsonl")
+    loop.pool.holds = True
+    loop.look().run(3)
+    loop.signal(signal.SIGTERM).run(31)
+    assert loop.aborted
+    loop.pool.release()
+    loop.settle_down()
+    assert loop.daemon.over()
+    assert loop.waiting_in("a") == ["x.jsonl"]
+    assert loop.claims("a") == []
+
+
+def test_a_second_signal_leaves_at_once(make: Make) -> None:
+    """Safe, too: the next start goes on with what lies claimed."""
+    loop = make()
+    loop.drop("a", "x.jsonl")
+    loop.pool.holds = True
+    loop.look().run(3)
+    loop.signal(signal.SIGTERM).signal(signal.SIGTERM)
+    assert loop.daemon.over()
+    loop.pool.holds = False
+    loop.restart().run(10)
+    assert loop.done("a") == ["x.jsonl"]
+
+
+def test_a_probe_under_way_is_known_at_the_end(make: Make) -> None:
+    """Python waits for pool threads at exit: a listing that hangs must not delay the end by minutes."""
+    loop = make()
+    loop.service.always = BALANCE
+    loop.drop("a", "x.jsonl")
+    loop.look().run(2.1)
+    loop.pool.holds = True
+    loop.run(10)
+    assert loop.daemon.probing == 1
+    loop.pool.release()
+    loop.settle_down()
+    assert loop.daemon.probing == 0
+
+
+def test_a_bug_in_a_worker_is_said_with_its_traceback_and_the_others_go_on(make: Make) -> None:
+    """One file meets it: critical, no secret in it; the file stays, and is tried again much later."""
+    loop = make()
+
+    def poison() -> None:
+        if loop.lines[-1]["file"] == "x.jsonl":
+            raise ZeroDivisionError("poisoned")
+
+    loop.on_say("upload.started", poison)
+    loop.drop("a", "x.jsonl")
+    loop.drop("a", "y.jsonl")
+    loop.look().run(10)
+    assert loop.done("a") == ["y.jsonl"]
+    (said,) = loop.said("internal.error")
+    assert said["level"] == "critical"
+    assert "ZeroDivisionError" in said["traceback"]
+    assert KEY not in said["traceback"]
+    loop.on_say("upload.started", lambda: None)
+    loop.run(400)
+    assert loop.done("a") == ["x.jsonl", "y.jsonl"]
+
+
+def test_many_waiting_files_cost_no_work_while_they_wait(make: Make) -> None:
+    """Of a thousand files behind a hold none is touched until it ends, however often the loop turns."""
+    loop = make()
+    loop.service.always = BALANCE
+    for i in range(500):
+        loop.drop("a", f"{i:04}.jsonl")
+    loop.look().run(120)
+    assert loop.posts() < 14
+    assert len(loop.said("upload.started")) == loop.posts()
+    assert len(loop.daemon.table) == 500
+
+
+# Whatever happens.
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_the_service_and_the_clock_do_no_file_is_lost_doubled_or_told_twice(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A walk through drops, faults, crashes and time; when the service is well again every file is done."""
+    odd = [
+        BUSY,
+        BALANCE,
+        answering(429, {"code": 50603, "message": "slow"}, {"Retry-After": "7"}),
+        answering(500, "oops"),
+        storing_then_resetting(),
+        Behaviour(stores=False, end=End.RESET),
+        Behaviour(stores=False, end=End.RESET, reads=10),
+        Behaviour(),
+    ]
+    with StandIn() as service:
+        loop = Loop(
+            tmp_path_factory.mktemp("walk"), service, ("a", "b"), uploads=Uploads(poison_after=0)
+        ).start()
+        for step in range(data.draw(st.integers(1, 12))):
+            match data.draw(st.sampled_from(["drop", "fault", "time", "crash", "look"])):
+                case "drop":
+                    loop.drop(data.draw(st.sampled_from("ab")), f"{data.draw(st.integers(0, 3))}-{step}.jsonl")
+                case "fault":
+                    service.script.append(data.draw(st.sampled_from(odd)))
+                case "time":
+                    loop.run(data.draw(st.sampled_from([0.5, 3.0, 40.0])))
+                case "crash":
+                    loop.restart()
+                case _:
+                    loop.look()
+        service.script.clear()
+        loop.look().run(1200)
+        assert loop.waiting_in("a") == loop.waiting_in("b") == []
+        assert len(loop.done("a")) + len(loop.done("b")) == sum(loop.drops.values())
+        loop.close()
