@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,14 +168,31 @@ def lies_in_inbox(job: Job, known: Delivery) -> bool:
 
 
 def _publish_and_move(job: Job, tools: Tools, known: Delivery, ending: Ending, fd: int) -> Delivery:
-    *folders, base = files.parts(job.name)
+    base = files.parts(job.name)[-1]
     with claim.place(job.inbox.path, tools.journal.instance, job.name) as (source, _):
-        with storage(ending.folder), files.folder(os.path.realpath(ending.folder)) as top:
-            with files.below(top, folders, make=0o770) as target:
-                known = _place(tools, known, ending, target, source, base, fd)
-                _move_marker(known, source, target, base)
+        with storage(ending.folder), _target(job, ending) as target:
+            known = _place(tools, known, ending, target, source, base, fd)
+            _move_marker(known, source, target, base)
     claim.discard_empty_folders(job.inbox.path, tools.journal.instance)
     return known
+
+
+@contextmanager
+def _target(job: Job, ending: Ending) -> Iterator[int]:
+    """The folder that the file belongs into, open; of a tree, the same sub-folder as in its inbox.
+
+    What stands in the way of a sub-folder is this file's bad luck, not the fault of all of done.
+    """
+    *folders, _ = files.parts(job.name)
+    with files.folder(os.path.realpath(ending.folder)) as top, ExitStack() as opened:
+        try:
+            target = opened.enter_context(files.below(top, folders, make=0o770))
+        except OSError as error:
+            if not folders or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+                raise
+            detail = f"{ending.folder.joinpath(*folders)} can be no folder for it: {error.strerror}"
+            raise claim.ClaimError("cannot_move", detail) from error
+        yield target
 
 
 def _place(
@@ -239,18 +256,19 @@ def _without_its_file(job: Job, tools: Tools, known: Delivery, ending: Ending) -
     """The claim is empty: the file was moved before a crash, or somebody took it; or the inbox is away."""
     if not os.path.isdir(claim.claims_folder(job.inbox.path, tools.journal.instance)):  # noqa: PTH112
         return InboxGone(known)
-    *folders, base = files.parts(job.name)
+    base = files.parts(job.name)[-1]
     try:
-        with storage(ending.folder), files.folder(os.path.realpath(ending.folder)) as top:
-            with files.below(top, folders, make=0o770) as target:
-                if known.target_name and _is_there(target, known.target_name, known, ending):
-                    _send_marker_after(job, tools, known, target, base)
-                    return _finished(job, tools, known, ending, repeated=True)
-                if is_away(job, known):
-                    return InboxGone(known)
-                known = _published_alone(tools, known, ending, target, base)
+        with storage(ending.folder), _target(job, ending) as target:
+            if known.target_name and _is_there(target, known.target_name, known, ending):
+                _send_marker_after(job, tools, known, target, base)
+                return _finished(job, tools, known, ending, repeated=True)
+            if is_away(job, known):
+                return InboxGone(known)
+            known = _published_alone(tools, known, ending, target, base)
     except StorageError as error:
         return error.outcome(claimed=True, known=known)
+    except (claim.ClaimError, files.NotRegular) as odd:
+        return NotTaken("cannot_move", str(odd), claimed=True)
     return _finished(job, tools, known, ending, detail="the file itself was taken away while it was under way")
 
 

@@ -289,18 +289,19 @@ def reserve(folder_fd: int, name: str, suffix: str, document: bytes, *, sha256: 
         files.sync_folder(folder_fd)  # the earlier try may have ended just before
 
 
-def unreserve(folder_fd: int, name: str, suffix: str, *, sha256: str) -> None:
+def unreserve(folder_fd: int, name: str, suffix: str, document: bytes, *, sha256: str) -> None:
     """Take a reservation of ours back; anybody else's document, or none, is left as it is."""
-    if is_our_own(folder_fd, name + suffix, sha256, None):
+    if is_our_own(folder_fd, name + suffix, sha256, document):
         with suppress(FileNotFoundError):
             os.unlink(name + suffix, dir_fd=folder_fd)
         files.sync_folder(folder_fd)
 
 
-def is_our_own(folder_fd: int, name: str, sha256: str, document: bytes | None) -> bool:
-    """Whether a document is the very one given, or else of our user, for these bytes and for this upload.
+def is_our_own(folder_fd: int, name: str, sha256: str, document: bytes) -> bool:
+    """Whether a document is the very one given, or else of our user, for these bytes and for this delivery.
 
-    The first half is for filesystems that show one owner for all files.
+    The first half is for filesystems that show one owner for all files. The same bytes may be dropped into two
+    inboxes that share this folder: then only the id, or inbox, name and time tell whose document it is.
     """
     try:
         with files.regular(name, dir_fd=folder_fd) as fd:
@@ -308,19 +309,24 @@ def is_our_own(folder_fd: int, name: str, sha256: str, document: bytes | None) -
             found = os.pread(fd, _LARGEST_DOCUMENT, 0)
     except (OSError, files.NotRegular):
         return False
-    return found == document or (ours and _is_about(found, sha256, _identifier(document)))
+    return found == document or (ours and _delivery(found) == _delivery(document) and sha256 == _sha256(found))
 
 
-def _is_about(document: bytes, sha256: str, identifier: str | None) -> bool:
+def _delivery(document: bytes) -> tuple[object, ...]:
+    """What tells one delivery's document from any other's."""
     content = _parsed(document)
     facts = content.get("sfwatch", content)
-    same_bytes = isinstance(facts, Mapping) and facts.get("sha256") == sha256
-    return same_bytes and (identifier is None or identifier == content.get("id"))
+    if not isinstance(facts, Mapping):
+        return ()
+    if "id" in content:
+        return content["id"], facts.get("uploaded_at")
+    return tuple(facts.get(key) for key in ("inbox", "original_name", "original_name_b64", "failed_at"))
 
 
-def _identifier(document: bytes | None) -> str | None:
-    found = _parsed(document or b"").get("id")
-    return found if isinstance(found, str) else None
+def _sha256(document: bytes) -> object:
+    content = _parsed(document)
+    facts = content.get("sfwatch", content)
+    return facts.get("sha256") if isinstance(facts, Mapping) else None
 
 
 def _parsed(document: bytes) -> Mapping[str, Any]:

@@ -392,6 +392,7 @@ class TestReserve:
             b'{"id": "another", "sfwatch": {"sha256": "' + SHA256.encode() + b'"}}',
             b'{"id": [], "sfwatch": {"sha256": "' + SHA256.encode() + b'"}}',
             b'{"id": "file-jkvytbjtow"}',
+            record.sidecar(data=DATA | {"id": "file-of-a-twin"}, facts=FACTS),
         ],
     )
     def test_anything_else_is_somebody_elses(self, tmp_path: Path, there: int, other: bytes) -> None:
@@ -439,12 +440,12 @@ class TestUnreserve:
         """Also when somebody's file has taken the name meanwhile, which stays."""
         record.reserve(there, "x.jsonl", record.SIDECAR, TestReserve.document, sha256=SHA256)
         (tmp_path / "x.jsonl").touch()
-        record.unreserve(there, "x.jsonl", record.SIDECAR, sha256=SHA256)
+        record.unreserve(there, "x.jsonl", record.SIDECAR, TestReserve.document, sha256=SHA256)
         assert names(tmp_path) == ["x.jsonl"]
 
     def test_somebody_elses_stays(self, tmp_path: Path, there: int) -> None:
         """As does nothing."""
-        record.unreserve(there, "x.jsonl", record.SIDECAR, sha256=SHA256)
+        record.unreserve(there, "x.jsonl", record.SIDECAR, TestReserve.document, sha256=SHA256)
         (tmp_path / "x.jsonl.fileid.json").write_text('{"sfwatch": {"sha256": "other"}}')
-        record.unreserve(there, "x.jsonl", record.SIDECAR, sha256=SHA256)
+        record.unreserve(there, "x.jsonl", record.SIDECAR, TestReserve.document, sha256=SHA256)
         assert names(tmp_path) == ["x.jsonl.fileid.json"]
