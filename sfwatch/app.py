@@ -4,7 +4,9 @@ import os
 import queue
 import random
 import signal
+import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,9 @@ from sfwatch.service import Service
 from sfwatch.settings import Api, Config, Inbox
 from sfwatch.target import Target
 from sfwatch.upload import Client, Pace
+
+INTERNAL = 70
+"""The exit status after a bug, as sysexits.h has it."""
 
 SPARE_WORKERS = 2
 """Workers beside those that upload: for moves that a full disk has kept waiting, and for probes."""
@@ -62,7 +67,7 @@ def daemon(config: Config, *, log: EventLog, environ: Mapping[str, str]) -> Iter
             yield Daemon(
                 config=config,
                 services=services,
-                service_of={i.name: services[target_name(i.api, environ)] for i in config.inboxes},
+                service_of={name: it for it in services.values() for name in it.inboxes},
                 journal=journal,
                 doorbell=doorbell,
                 mailbox=mailbox,
@@ -81,8 +86,9 @@ def daemon(config: Config, *, log: EventLog, environ: Mapping[str, str]) -> Iter
 
 
 def target_name(api: Api, environ: Mapping[str, str]) -> str:
-    """Return what events call a target: its host, and where the key comes from."""
-    return f"{urlsplit(api.base_url).netloc} ({key.source(api, environ)})"
+    """Return what events call a target: its address, and where the key comes from."""
+    address = urlsplit(api.base_url)
+    return f"{address.netloc}{address.path} ({key.source(api, environ)})"
 
 
 def _services(
@@ -93,9 +99,6 @@ def _services(
     stop: Callable[[], bool],
 ) -> dict[str, Service]:
     pace = Pace(config.uploads.max_rate) if config.uploads.max_rate is not None else None
-    inboxes: dict[str, list[Inbox]] = {}
-    for inbox in config.inboxes:
-        inboxes.setdefault(target_name(inbox.api, environ), []).append(inbox)
     return {
         name: Service(
             tools=Tools(
@@ -122,8 +125,20 @@ def _services(
             ),
             inboxes=deque(inbox.name for inbox in theirs),
         )
-        for name, theirs in inboxes.items()
+        for name, theirs in _inboxes_by_target(config, environ).items()
     }
+
+
+def _inboxes_by_target(config: Config, environ: Mapping[str, str]) -> dict[str, list[Inbox]]:
+    """Inboxes with the same `api` settings go to one target; a name that two would share is told apart."""
+    by_api: dict[Api, list[Inbox]] = {}
+    for inbox in config.inboxes:
+        by_api.setdefault(inbox.api, []).append(inbox)
+    named: dict[str, list[Inbox]] = {}
+    for api, theirs in by_api.items():
+        name = target_name(api, environ)
+        named[f"{name} of {theirs[0].name}" if name in named else name] = theirs
+    return named
 
 
 def _workers(config: Config, services: Mapping[str, Service]) -> int:
@@ -165,10 +180,16 @@ def run(config: Config, *, log: EventLog, environ: Mapping[str, str], drain_s: f
     """
     with daemon(config, log=log, environ=environ) as it:
         with signals(it.mailbox):
-            it.start()
-            if drain_s is not None:
-                it.drain_until = it.clock() + drain_s
-            it.run()
+            try:
+                it.start()
+                if drain_s is not None:
+                    it.drain_until = it.clock() + drain_s
+                it.run()
+            except Exception as bug:  # noqa: BLE001 - the border of the loop: said, and systemd starts it anew
+                text = "".join(traceback.format_exception(bug, limit=20))
+                log("internal.error", detail=f"{type(bug).__name__}: {bug}", traceback=text)
+                sys.stdout.flush()
+                os._exit(INTERNAL)
         status = exit_status(it) if drain_s is not None else 0
         if it.busy or it.probing:
             os._exit(status or (128 + (it.stop_signal or 0) if it.leave_at_once else 0))

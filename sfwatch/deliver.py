@@ -48,35 +48,85 @@ def deliver(job: Job, tools: Tools) -> Outcome:
     """Take one file one step: as far as it goes now. Raises nothing but bugs."""
     try:
         known = _known(job, tools)
-        if known is not None and known.state in (State.ACCEPTED, State.REFUSED):
-            return filing.file_away(job, tools, known)
-        if known is not None and known.state in (State.SENDING, State.UNKNOWN):
-            return _clear_up(job, tools, known)
-        if job.task is Task.GIVE_BACK:
-            return _give_back(job, tools) or BackInInbox()
-        return _begin(job, tools, known)
     except StorageError as error:
-        return error.outcome(claimed=filing.is_claimed(job, tools), known=job.known)
+        return error.outcome(claimed=_is_claimed(job, tools), known=job.known)
+    try:
+        return _go_on(job, tools, known)
+    except StorageError as error:
+        return _stopped(job, tools, error)
     except claim.ClaimError as error:
         return NotTaken(error.reason, error.detail, claimed=job.settled is None)
     except files.NotRegular as error:
         return Ignored(error.kind)
     except FileNotFoundError:
         return _gone(job, tools)
+    except OSError as error:  # of a folder that is only read, or a descriptor that is only closed
+        return _stopped(job, tools, StorageError(str(job.inbox.path), error))
+
+
+def _go_on(job: Job, tools: Tools, known: Delivery | None) -> Outcome:
+    if known is not None and known.finished_at is not None:  # only its row was still to be finished
+        return filing.finished_outcome(known)
+    if known is not None and known.state in (State.ACCEPTED, State.REFUSED):
+        return filing.file_away(job, tools, known)
+    unknown = known is not None and known.state in (State.SENDING, State.UNKNOWN)
+    try:
+        if known is not None and unknown:
+            return _clear_up(job, tools, known)
+        if job.task is Task.GIVE_BACK:
+            return _give_back(job, tools) or BackInInbox()
+        return _begin(job, tools, known)
+    except _UnreadableError as error:
+        back = None if unknown else _give_back(job, tools)
+        return back or NotTaken("unreadable", str(error), claimed=unknown)
+
+
+class _UnreadableError(Exception):
+    """One file cannot be opened or read, whatever the rest of its disk does."""
+
+    def __init__(self, job: Job, error: OSError) -> None:
+        super().__init__(f"{job.inbox.path / job.name} can't be read: {error.strerror or error}")
+
+
+@contextmanager
+def _reading(job: Job) -> Iterator[None]:
+    """A fault in reading one file is that file's: a hold on its inbox would stop all the others."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _UnreadableError(job, error) from error
+
+
+def _stopped(job: Job, tools: Tools, error: StorageError) -> Outcome:
+    """What was known when the job began may be overtaken: from now on the journal's word counts."""
+    known = None
+    with suppress(OSError):
+        known = tools.journal.find(str(job.inbox.path), job.name)
+    return error.outcome(claimed=_is_claimed(job, tools), known=known)
+
+
+def _is_claimed(job: Job, tools: Tools) -> bool:
+    with suppress(OSError, claim.ClaimError, files.NotRegular):
+        return filing.is_claimed(job, tools)
+    return job.settled is None
 
 
 def _known(job: Job, tools: Tools) -> Delivery | None:
     """What is known of the file: what could not be written down last time is written down now."""
     if job.known is not None:
         return save(tools, job.known)
-    return tools.journal.find(str(job.inbox.path), job.name)
+    with storage(tools.state_dir):
+        return tools.journal.find(str(job.inbox.path), job.name)
 
 
 def _gone(job: Job, tools: Tools) -> Outcome:
     """Tell a file that somebody took from an inbox that is away: a mount point is a folder, too."""
     resumed = job.settled is None
     claims = claim.claims_folder(job.inbox.path, tools.journal.instance)
-    known = tools.journal.find(str(job.inbox.path), job.name)
+    with storage(tools.state_dir):
+        known = tools.journal.find(str(job.inbox.path), job.name)
     if filing.is_away(job, known if resumed else None) or (resumed and not claims.is_dir()):
         return InboxGone(job.known)
     if known is not None:
@@ -176,7 +226,8 @@ def _inbox_storage(job: Job) -> Iterator[None]:
 @contextmanager
 def _opened(job: Job, tools: Tools, known: Delivery | None) -> Iterator[_Held | None]:
     """The claimed file, or None if it is not the file that settled, or somebody writes to it."""
-    fd = claim.open_claimed(job.inbox.path, tools.journal.instance, job.name)
+    with _reading(job):
+        fd = claim.open_claimed(job.inbox.path, tools.journal.instance, job.name)
     try:
         if files.probe_lease(fd) is files.Lease.BUSY:
             yield None
@@ -221,11 +272,14 @@ def _check_and_send(job: Job, tools: Tools, held: _Held, secret: "key.Key") -> O
     if checked.findings:
         return _refuse(job, tools, known, _findings_report(checked))
     _warn(tools, checked)
+    with _reading(job):
+        # Whoever dropped it may not have synced it: no sidecar may survive a power cut that its file does not.
+        os.fdatasync(held.fd)
     return _send(job, tools, replace(held, known=known), secret)
 
 
 def _checked(job: Job, tools: Tools, held: _Held, level: Check) -> check.Checked:
-    with _inbox_storage(job):
+    with _reading(job):
         return check.check(
             held.fd,
             held.before.size,
@@ -392,17 +446,34 @@ def _answer(
 ) -> dict[str, Any]:
     at = datetime.fromtimestamp(tools.wall(), UTC)
     return {
-        "data": dict(verdict.data or {}),
+        "data": _shallow(dict(verdict.data or {})),
         "endpoint": f"{job.inbox.api.base_url}/files",
         "http_status": verdict.http_status,
         "code": verdict.code,
         "message": verdict.message,
         "trace_id": verdict.trace_id,
         "recovered": recovered,
-        "same_as": tools.journal.earlier(known.sha256 or "", tools.target),
+        "same_as": _same_as(tools, known),
         "uploaded_at": at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z",
         "duration_s": round(duration_s, 3) if duration_s is not None else None,
     }
+
+
+def _same_as(tools: Tools, known: Delivery) -> str | None:
+    """An earlier upload of the same bytes. Nice to know: an answer is not lost for it."""
+    try:
+        return tools.journal.earlier(known.sha256 or "", tools.target)
+    except OSError:
+        return None
+
+
+def _shallow(value: Any, depth: int = 20) -> Any:
+    """What the service said, as deep as can be written down by anybody; no service nests its answers so."""
+    if depth == 0 and isinstance(value, dict | list):
+        return "…"
+    if isinstance(value, dict):
+        return {name: _shallow(item, depth - 1) for name, item in value.items()}
+    return [_shallow(item, depth - 1) for item in value] if isinstance(value, list) else value
 
 
 def _say_accepted(tools: Tools, known: Delivery, verdict: Verdict, attempt: Attempt) -> None:
@@ -528,11 +599,19 @@ def _clear_up(job: Job, tools: Tools, known: Delivery) -> Outcome:
     if not isinstance(ready, Delivery):
         return ready
     known = ready
+    if not job.insist and known.target and _host(known.target) != _host(tools.target):
+        detail = f"it was sent to {known.target}, which is not in the configuration any more"
+        return Undecided(known, "other_target", detail)
     if not filing.is_what_was_sent(job, tools, known):
         return _settle_anew(job, tools, known, secret)
     if job.insist:
         return _resend(job, tools, known, secret, "it was asked for")
     return _decided(job, tools, known, secret, _look_up(job, tools, known, secret))
+
+
+def _host(target: str) -> str:
+    """The address in a target's name: another key may well belong to the same account."""
+    return target.partition(" ")[0]
 
 
 def _decided(job: Job, tools: Tools, known: Delivery, secret: "key.Key", reading: "Reading") -> Outcome:
@@ -544,12 +623,22 @@ def _decided(job: Job, tools: Tools, known: Delivery, secret: "key.Key", reading
         case reconcile.Undecidable():
             detail = "the service lists more uploads like this one than were tried"
             return Undecided(known, "several_matches", detail, reading.candidates)
-        case reconcile.Absent() if job.looked_s >= tools.uploads.reconcile_window_s:
+        case reconcile.Absent() if job.looked_s < tools.uploads.reconcile_window_s:
+            return LookAgain(known, "the service does not list it yet")
+        case reconcile.Absent() if _may_resend(tools, known):
             return _resend(job, tools, known, secret, "the service does not list it")
         case reconcile.Absent():
-            return LookAgain(known, "the service does not list it yet")
+            detail = "the service lists none of the uploads so far, so that this one's absence tells nothing"
+            return Undecided(known, "nothing_listed", detail)
         case reconcile.NotYet():
             return _without_listing(job, tools, known, secret, reading.reason)
+
+
+def _may_resend(tools: Tools, known: Delivery) -> bool:
+    """An absence counts where the listing was seen to show what was accepted; else only so many times."""
+    with storage(tools.state_dir):
+        shows = tools.journal.newest(tools.target) is not None
+    return shows or known.resent < tools.uploads.resend_limit
 
 
 def _ready_to_look_up(job: Job, tools: Tools, known: Delivery) -> Delivery | Outcome:
@@ -603,7 +692,8 @@ def _look_up(job: Job, tools: Tools, known: Delivery, secret: "key.Key") -> Read
     """Ask for listings of growing length until one decides."""
     reading: Reading = reconcile.NotYet("full")
     smaller: tuple[int, int] | None = None
-    newest = tools.journal.newest(tools.target)  # before the listing is made, which then must show it
+    with storage(tools.state_dir):
+        newest = tools.journal.newest(tools.target)  # before the listing is made, which then must show it
     for limit in (100, 1000, 10000):
         attempt = tools.client.list_files(purpose=job.inbox.purpose, limit=limit, key=secret.reveal())
         verdict = _judge_listing(tools, attempt)
@@ -650,12 +740,14 @@ def _match(
 ) -> Reading:
     lost = reconcile.Lost(known.remote_name or "", known.size, known.lines, known.windows, job.inbox.purpose)
     skew = reconcile.skew_s(date, wall=tools.wall())
+    with storage(tools.state_dir):
+        known_ids = tools.journal.known(tools.target, [entry.id for entry in listing])
     return reconcile.match(
         lost,
         listing,
         limit=limit,
         smaller=smaller,
-        known_ids=tools.journal.known(tools.target, [entry.id for entry in listing]),
+        known_ids=known_ids,
         newest_known=newest,
         allowance_s=reconcile.allowance_s(skew),
     )

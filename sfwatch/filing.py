@@ -321,11 +321,17 @@ def _finished(
         _say_done(tools, known, beside, detail=detail, **said)
     else:
         _say_failed(tools, known, beside, **said)
+    finished = replace(known, state=ending.state, finished_at=tools.wall())
     try:
-        save(tools, replace(known, state=ending.state, finished_at=tools.wall()))
+        save(tools, finished)
     except StorageError as error:
-        return error.outcome(claimed=True, known=known)
-    if ending.state is State.FAILED:
+        return error.outcome(claimed=True, known=finished)
+    return finished_outcome(finished)
+
+
+def finished_outcome(known: Delivery) -> Outcome:
+    """Return what became of a file whose row is finished."""
+    if known.state is State.FAILED:
         return Failed((known.report or {}).get("reason", ""))
     return Done(known.size, recovered=bool((known.answer or {}).get("recovered")))
 

@@ -276,7 +276,11 @@ class SqliteJournal:
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):
                 self._database.execute("ROLLBACK")
-            answers = [_storage_error(error, self._folder) for _ in wishes]
+            if len(wishes) > 1:  # one that the disk does not take must not fail the others, which may only read
+                for wish in wishes:
+                    self._commit([wish])
+                return
+            answers = [_storage_error(error, self._folder)]
         for wish, answer in zip(wishes, answers, strict=True):
             wish.settle(answer)
 

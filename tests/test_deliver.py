@@ -1256,7 +1256,7 @@ STEPS: list[Step] = [
     ("upload.started", answering(429, "slow down"), State.WAITING),
     ("upload.started", answering(400, REFUSAL), State.WAITING),
     ("upload.started", storing_then_resetting(), State.UNKNOWN),
-    ("file.done", None, State.ACCEPTED),
+    ("file.done", None, State.DONE),
 ]
 
 
@@ -1370,3 +1370,20 @@ def test_an_inbox_mode_is_left_alone(world: World) -> None:
     assert isinstance(world.deliver("sub/x.jsonl"), Done)
     assert stat.S_IMODE(world.inbox.path.stat().st_mode) == before
     assert stat.S_IMODE((world.inbox.path / claim.FOLDER).stat().st_mode) == 0o700
+
+
+@needs_root
+def test_done_is_said_once_however_long_the_state_folder_is_full(tmp_path: Path) -> None:
+    """The row cannot be finished for a while: trying that again says nothing again."""
+    with a_world_with_little_room(tmp_path) as world:
+        world.drop(X, batch())
+        made: list[Path] = []
+        world.when["file.done"] = lambda: made.append(fill(world.state_dir))
+        outcome = world.deliver(X)
+        for _ in range(3):
+            assert isinstance(outcome, NoStorage)
+            outcome = world.deliver(X, settled=None, known=outcome.known)
+        made[0].unlink()
+        assert isinstance(outcome, NoStorage)
+        assert isinstance(world.deliver(X, settled=None, known=outcome.known), Done)
+        assert len(world.events("file.done")) == 1
