@@ -498,7 +498,8 @@ class Daemon:
         self._note_seen(entry)
         if isinstance(sighting, settle.Sighting):
             entry.size = sighting.fingerprint.size
-        at_start = entry.seen_at <= self.started_at + 1.0 and not entry.given_back
+        first = entry.observed is None and not entry.given_back
+        at_start = first and entry.seen_at <= self.started_at + 1.0
         entry.observed, decision = settle.observe(entry.observed, sighting, w.rules, now, at_start=at_start)
         if isinstance(decision, Settled):
             self._settled(entry, decision)
@@ -959,7 +960,7 @@ class Daemon:
 
     def _no_storage(self, entry: Entry, outcome: NoStorage, now: float) -> None:
         entry.claimed = outcome.claimed
-        entry.known = outcome.known or entry.known
+        entry.known = outcome.known  # None: the journal's word counts
         hold = self.storage.get(outcome.folder)
         first = hold is None
         if hold is None:

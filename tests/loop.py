@@ -155,7 +155,7 @@ class Loop:
         self._daemon = Daemon(
             config=config,
             services=services,
-            service_of={i.name: services[app.target_name(i.api, self.environ)] for i in config.inboxes},
+            service_of={name: it for it in services.values() for name in it.inboxes},
             journal=journal,
             doorbell=Mute(mailbox.put),
             mailbox=mailbox,

@@ -106,6 +106,19 @@ def test_what_lay_there_at_the_start_is_taken_at_once_and_a_rename_into_the_inbo
     }
 
 
+def test_only_the_first_look_of_the_start_believes_a_files_own_times(make: Make) -> None:
+    """A file that comes just after the start has to rest as observed: a clock that jumps makes nothing old."""
+    loop = make(started=False)
+    loop.start()
+    loop.drop("a", "x.jsonl")
+    loop.look()
+    loop.started += 3600
+    loop.run(1.9)
+    assert loop.done("a") == []
+    loop.look().run(1)
+    assert [e["settled_by"] for e in loop.said("file.settled")] == ["lease"]
+
+
 def test_a_later_ring_voids_that_a_file_was_renamed_in(make: Make) -> None:
     """Who writes to a file after renaming it in is not done with it: it has to rest like any other."""
     loop = make(inbox={"settle_s": 2.0})

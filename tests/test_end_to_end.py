@@ -1,0 +1,283 @@
+"""The program as it runs: a process, real signals, a notify socket, real inotify, a service on loopback."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loop import KEY, digest, line
+
+from sfwatch.logs import ALWAYS, EVENTS, TERMINAL
+from sfwatch.standin import StandIn, storing_then_stalling, taking_its_time
+
+PATIENCE_S = 20.0
+
+
+@dataclass
+class Program:
+    """A running `sfwatch run`, and what it has said to its log and to systemd."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    manager: socket.socket
+    stderr: Path
+    told: list[str] = field(default_factory=list)
+
+    def said(self, event: str | None = None) -> list[dict[str, Any]]:
+        *whole, _ = self.log.read_bytes().split(b"\n")
+        events = [json.loads(text) for text in whole]
+        return [e for e in events if event in (None, e["event"])]
+
+    def until(self, there: Callable[[], Any]) -> None:
+        """Wait until something is so; fail with the log if it never is."""
+        end = time.monotonic() + PATIENCE_S
+        while not there():
+            if time.monotonic() > end or self.process.poll() is not None:
+                pytest.fail(self.log.read_text() + self.stderr.read_text())
+            time.sleep(0.01)
+
+    def hear(self, what: str) -> None:
+        self.manager.settimeout(0.2)
+
+        def heard() -> bool:
+            with contextlib.suppress(TimeoutError):
+                self.told.append(self.manager.recv(4096).decode())
+            return any(what in text for text in self.told)
+
+        self.until(heard)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+
+@dataclass
+class World:
+    """Folders, a service, and the programs that were started on them."""
+
+    root: Path
+    service: StandIn
+    programs: list[Program] = field(default_factory=list)
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+
+    def configure(self, **more: Any) -> None:
+        inboxes = [
+            {"path": str(self.root / n / "inbox"), "name": n, "settle": "200ms", "settle_unproven": "400ms"}
+            for n in "ab"
+        ]
+        (self.root / "key").write_text(KEY)
+        (self.root / "key").chmod(0o600)
+        api = {"base_url": self.service.base_url, "key_file": str(self.root / "key")}
+        settings = {"api": api, "inboxes": inboxes, "state_dir": str(self.root / "state"), **more}
+        settings = {"log": {"level": "debug"}, "scan_interval": "20s", "poll_interval": "300ms"} | settings
+        (self.root / "sfwatch.yaml").write_text(json.dumps(settings))
+        for name in "ab":
+            (self.root / name).mkdir(exist_ok=True)
+
+    def start(self) -> Program:
+        number = len(self.programs)
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        manager.bind(str(self.root / f"notify-{number}"))
+        log, stderr = self.root / f"log-{number}", self.root / f"stderr-{number}"
+        with log.open("wb") as out, stderr.open("wb") as err:
+            process = subprocess.Popen(
+                [Path(sys.executable).with_name("sfwatch"), "run", "-c", self.root / "sfwatch.yaml"],
+                stdout=out,
+                stderr=err,
+                env={
+                    "PATH": os.environ["PATH"],
+                    "PYTHONWARNINGS": "error",
+                    "NOTIFY_SOCKET": manager.getsockname(),
+                },
+            )
+        program = Program(process, log, manager, stderr)
+        self.programs.append(program)
+        program.hear("READY=1")
+        return program
+
+    def drop(self, inbox: str, name: str, *, lines: int = 1) -> Path:
+        path = self.root / inbox / "inbox" / name
+        path.write_text("".join(line(i, text=f"{inbox}/{name}") for i in range(lines)))
+        self.dropped.append((inbox, name))
+        return path
+
+    def done(self) -> list[Path]:
+        return sorted(self.root.glob("*/done/*.jsonl"))
+
+    def check(self) -> None:
+        """Every file is done once, was uploaded once, and has one terminal event; every line is as listed."""
+        events = [e for program in self.programs for e in program.said()]
+        for e in events:
+            assert set(e) <= {*EVENTS[e["event"]].keys, *ALWAYS, "file_b64"}, e
+        ended = [(e["inbox"], e["file"]) for e in events if e["event"] in TERMINAL and not e.get("repeated")]
+        assert sorted(ended) == sorted(self.dropped)
+        sent = Counter(stored.sha256 for stored in self.service.stored)
+        assert sent == Counter(digest(path) for path in self.done())
+        for path in self.done():
+            sidecar = json.loads(path.with_name(path.name + ".fileid.json").read_text())
+            assert sidecar["id"] in {s.id for s in self.service.stored if s.sha256 == digest(path)}
+        for program in self.programs:
+            assert KEY not in program.log.read_text()
+            assert program.stderr.read_text() == ""
+
+
+@pytest.fixture(name="world")
+def _world(tmp_path: Path) -> Iterator[World]:
+    with StandIn(key=KEY) as service:
+        world = World(tmp_path, service)
+        world.configure()
+        yield world
+        for program in world.programs:
+            program.manager.close()
+            with contextlib.suppress(ProcessLookupError):
+                program.process.kill()
+            program.process.wait()
+
+
+def test_fifty_files_in_two_inboxes_and_a_clean_end(world: World) -> None:
+    """Written in place and renamed in; systemd hears that it is ready and that it stops; status 0."""
+    program = world.start()
+    for i in range(25):
+        world.drop("a", f"{i:02}.jsonl", lines=1 + i)
+        world.drop("b", f"{i:02}.jsonl.part").rename(world.root / "b" / "inbox" / f"{i:02}.jsonl")
+        world.dropped[-1] = ("b", f"{i:02}.jsonl")
+    program.until(lambda: len(world.done()) == 50)
+    program.until(lambda: len(program.said("file.done")) == 50)
+    assert program.end() == 0
+    assert "STOPPING=1" in program.manager.recv(4096).decode()
+    assert {e["settled_by"] for e in program.said("file.settled")} == {"lease", "renamed"}
+    assert program.said()[-1]["event"] == "daemon.stopped"
+    world.check()
+
+
+def test_sigterm_in_mid_upload_waits_for_it_and_takes_nothing_new(world: World) -> None:
+    """The upload under way is done; what came later lies in the inbox and is done by the next start."""
+    world.configure(uploads={"concurrency": 1})
+    world.service.script.append(taking_its_time(1.0))
+    program = world.start()
+    world.drop("a", "x.jsonl")
+    program.until(lambda: program.said("upload.started"))
+    world.drop("a", "y.jsonl")
+    assert program.end() == 0
+    assert [p.name for p in world.done()] == ["x.jsonl"]
+    second = world.start()
+    second.until(lambda: second.said("file.done"))
+    assert second.end() == 0
+    world.check()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_end_while_the_answer_is_awaited_costs_no_second_upload(world: World, number: int) -> None:
+    """The grace is over, or the process is killed; the next start finds the id in the listing."""
+    world.configure(stop_grace="300ms")
+    world.service.script.append(storing_then_stalling())
+    program = world.start()
+    world.drop("a", "x.jsonl")
+    program.until(lambda: world.service.stored)
+    program.end(number)
+    world.service.script.clear()
+    second = world.start()
+    second.until(lambda: second.said("file.done"))
+    assert second.end() == 0
+    assert len(second.said("upload.recovered")) == 1
+    world.check()
+
+
+def test_killed_again_and_again_each_file_is_uploaded_once(world: World) -> None:
+    """Six kills at different moments of thirty uploads."""
+    world.configure(uploads={"concurrency": 2, "reconcile_window": "1s", "first_retry": "100ms"})
+    world.service.always = taking_its_time(0.02)
+    (world.root / "a" / "inbox").mkdir()
+    for i in range(30):
+        world.drop("a", f"{i:02}.jsonl")
+    for kill in range(6):
+        program = world.start()
+        enough = 3 * kill + 1
+        program.until(lambda enough=enough: len(world.done()) >= enough)  # type: ignore[misc]
+        program.end(signal.SIGKILL)
+    program = world.start()
+    program.until(lambda: len(world.done()) == 30 and not list(world.root.glob("a/inbox/.sfwatch/*/*")))
+    assert program.end() == 0
+    sent = Counter(stored.sha256 for stored in world.service.stored)
+    assert sent == Counter(digest(path) for path in world.done())
+
+
+def test_an_inbox_that_is_replaced_is_watched_again_within_moments(world: World) -> None:
+    """The kernel tells of it; nobody waits for the next full look."""
+    program = world.start()
+    inbox = world.root / "a" / "inbox"
+    inbox.rename(world.root / "a" / "old")
+    inbox.mkdir()
+    world.drop("a", "x.jsonl")
+    program.until(lambda: program.said("file.done"))
+    assert len(program.said("inbox.lost")) == len(program.said("inbox.found")) == 1
+    world.drop("a", "y.jsonl")
+    program.until(lambda: len(program.said("file.done")) == 2)
+    assert program.end() == 0
+    world.check()
+
+
+def test_sigusr1_looks_at_once_and_a_second_sigterm_leaves_at_once(world: World) -> None:
+    """The second signal does not wait for the upload; the file is not lost by that."""
+    world.service.script.append(storing_then_stalling())
+    program = world.start()
+    (world.root / "a" / "inbox" / "note.txt").write_text("")
+    program.process.send_signal(signal.SIGUSR1)
+    program.until(lambda: program.said("inbox.others"))
+    world.drop("a", "x.jsonl")
+    program.until(lambda: world.service.stored)
+    program.process.send_signal(signal.SIGTERM)
+    program.until(lambda: program.said("daemon.stopping"))
+    began = time.monotonic()
+    assert program.end() == 128 + signal.SIGTERM
+    assert time.monotonic() - began < PATIENCE_S / 2
+    second = world.start()
+    second.until(lambda: second.said("file.done"))
+    assert second.end() == 0
+    world.check()
+
+
+def test_a_probe_that_hangs_does_not_delay_the_end(world: World) -> None:
+    """The service accepts connections and says nothing: a stop ends the process all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        api = {"base_url": f"http://127.0.0.1:{port}/v1", "key_file": str(world.root / "key")}
+        world.configure(api=api, stop_grace="300ms", uploads={"first_retry": "100ms"})
+        program = world.start()
+        (world.root / "key").unlink()
+        path = world.drop("a", "x.jsonl")
+        program.until(lambda: program.said("target.held"))
+        (world.root / "key").write_text(KEY)
+        (world.root / "key").chmod(0o600)
+        connection, _ = silent.accept()
+        began = time.monotonic()
+        assert program.end() == 0
+        assert time.monotonic() - began < PATIENCE_S / 2
+        connection.close()
+    assert path.exists()
+
+
+def test_an_idle_program_sleeps(world: World) -> None:
+    """Next to no processor time while there is nothing to do."""
+    program = world.start()
+    ticks = Path(f"/proc/{program.process.pid}/stat")
+
+    def used() -> int:
+        fields = ticks.read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    time.sleep(0.3)
+    before = used()
+    time.sleep(1.0)
+    assert used() - before <= 3
+    assert program.end() == 0
