@@ -61,7 +61,6 @@ def daemon(config: Config, *, log: EventLog, environ: Mapping[str, str]) -> Iter
         doorbell = arrive.Doorbell(mailbox.put)
         switch = Switch()
         services = _services(config, journal, log, environ, switch.is_on)
-        journal.prune(time.time() - config.history_days * 86400)
         _say_first(config, journal, log, environ)
         try:
             yield Daemon(
@@ -201,4 +200,5 @@ def exit_status(it: Daemon) -> int:
     """Return what `once` ends with: 1 if a file failed, 75 if one had to wait, 0 if all are done."""
     if it.counts.failed:
         return 1
-    return 75 if it.unfinished() else 0
+    out_of_reach = any(w.lost or w.foreign_told for w in it.watched.values())
+    return 75 if it.unfinished() or out_of_reach else 0

@@ -263,13 +263,18 @@ def lock(inbox: Path, instance: str) -> int:
     return held
 
 
-def adopt_foreign(inbox: Path, instance: str, other: str) -> list[str]:
-    """Take over what another instance left behind when it ended; the names that are ours now.
+def adopt_foreign(inbox: Path, instance: str, other: str, *, former: bool = False) -> dict[str, float]:
+    """Take over what another instance left behind when it ended.
+
+    Returns the names that are ours now, and since when each was claimed (seconds since the epoch): from then
+    on it may have been sent.
 
     A name that we hold ourselves stays there. ClaimError("foreign") if the other instance runs, or might run
-    where we can't see it: flock reaches other hosts on no filesystem that can be relied on.
+    where we can't see it: flock reaches other hosts on no filesystem that can be relied on. `former`: it is
+    known to have been ourselves, with a journal that is lost.
     """
-    _require_local(inbox)
+    if not former:
+        _require_local(inbox)
     with (
         _opened(inbox) as top,
         _ours(top, inbox, instance, make=True) as mine,
@@ -277,7 +282,8 @@ def adopt_foreign(inbox: Path, instance: str, other: str) -> list[str]:
         _private(outer, other, claims_folder(inbox, other)) as theirs,
     ):
         _require_ended(theirs, other)
-        return [name for name in sorted(_listed(theirs)[0]) if _adopted(theirs, mine, name)]
+        found = {name: _adopted(theirs, mine, name) for name in sorted(_listed(theirs)[0])}
+        return {name: since for name, since in found.items() if since is not None}
 
 
 def _require_local(inbox: Path) -> None:
@@ -293,17 +299,18 @@ def _require_ended(theirs: int, other: str) -> None:
         raise ClaimError("foreign", f"instance {other} is at work: {error.strerror}") from error
 
 
-def _adopted(theirs: int, mine: int, name: str) -> bool:
+def _adopted(theirs: int, mine: int, name: str) -> float | None:
     with (
         suppress(FileExistsError, FileNotFoundError),
         files.parent(theirs, name) as (source, base),
         files.parent(mine, name, make=_PRIVATE) as (target, _),
     ):
+        since = files.lstat(base, dir_fd=source).st_ctime  # the rename makes it now
         files.rename_noreplace(base, base, src_dir_fd=source, dst_dir_fd=target)
         files.sync_folder(target)
         files.sync_folder(source)
-        return True
-    return False
+        return since
+    return None
 
 
 @contextmanager

@@ -40,6 +40,7 @@ _FACTS: Mapping[str, str] = {
     "inbox.found": "path",
     "inbox.overflowed": "",
     "inbox.others": "others",
+    "inbox.skipped": "path reason",
     "file.seen": "size",
     "file.ignored": "reason",
     "file.waiting": "reason",

@@ -19,6 +19,7 @@ from typing import Any
 from sfwatch import __version__, arrive, claim, files, settle, systemd, watch
 from sfwatch import target as rules
 from sfwatch.deliver import deliver, probe
+from sfwatch.filing import StorageError, storage
 from sfwatch.job import (
     BackInInbox,
     Condemned,
@@ -52,6 +53,12 @@ from sfwatch.watch import Watched
 MAIL_AT_ONCE = 500
 DUE_AT_ONCE = 100
 """Bounds on the work of one turn of the loop, so that no backlog keeps it from its mailbox."""
+
+DOUBT_S = 10.0
+"""How long a refusal is doubted while nothing was accepted yet: if the settings are at fault, more follow."""
+
+PRUNE_S = 86400.0
+"""How often finished files that are old enough are forgotten."""
 
 OTHERS_ACCEPTED = 3
 """Other files that a target must have accepted before a file that keeps failing is called poison."""
@@ -136,6 +143,7 @@ class Daemon:
     working: int = 0
     probing: int = 0
     drain_until: float | None = None
+    prune_at: float = 0.0
 
     # The loop.
 
@@ -174,6 +182,7 @@ class Daemon:
             self._look_where_due(now)
             self._advance_due(now)
             self._probe_where_due(now)
+            self._prune_where_due(now)
             if self.drain_until is None or now < self.drain_until:
                 self._hand_out(now)
         elif now >= self.stop_at:
@@ -286,21 +295,35 @@ class Daemon:
             seen = watch.look(w, self.doorbell)
             if seen.changed:
                 self._found(w, now)
+            elif w.foreign_told:  # their daemon may have ended meanwhile
+                self._adopt(w, now)
         except OSError as error:
             self._lost(w, watch.why_lost(w.inbox.path, error), now)
             return
         except claim.ClaimError as error:
             self._lost(w, (error.reason, error.detail), now)
             return
+        except files.NotRegular as odd:
+            self._lost(w, ("unsafe", f"a {odd.kind} stands where sfwatch keeps its claims"), now)
+            return
+        except StorageError as error:
+            self._hold_storage(error.folder, error.reason, error.detail, now)
+            w.identity = None  # found again at the next look, and only then complete
+            w.next_look = now + self.config.poll_interval_s
+            return
         self._tell_mode(w, seen)
+        self._tell_skipped(w, seen.look)
         self._reconcile(w, seen.look, now)
         w.looked = True
         w.next_look = now + watch.interval_s(w, self.config, rings=seen.refusal is None)
 
     def _found(self, w: Watched, now: float) -> None:
         """The inbox is there, for the first time or again: adopt what lies claimed in it."""
-        self.journal.saw_folder(str(w.inbox.path))
-        self._drop_lock(w)  # it is on the folder that was there before
+        with storage(self.config.state_dir):
+            self.journal.saw_folder(str(w.inbox.path))
+        if w.looked:
+            self._forget_files(w)  # those of the folder that was there before have not vanished
+        self._drop_lock(w)  # it is on that folder, too
         self._adopt(w, now)
         if w.lost is not None:
             self.log("inbox.found", inbox=w.inbox.name, path=w.inbox.path)
@@ -349,6 +372,17 @@ class Daemon:
             detail=detail,
         )
 
+    def _tell_skipped(self, w: Watched, look: arrive.Look) -> None:
+        """Say once which sub-folders are left out."""
+        skipped = {(folder, "mount_point") for folder in look.crossed}
+        skipped |= {(folder, "unreadable") for folder in look.unreadable}
+        for folder, reason in sorted(skipped - w.skipped):
+            path = w.inbox.path / folder
+            self.log(
+                "inbox.skipped", inbox=w.inbox.name, path=path, reason=reason, detail=SKIPPED_DETAIL[reason]
+            )
+        w.skipped = skipped
+
     def _reconcile(self, w: Watched, look: arrive.Look, now: float) -> None:
         """Bring the table into line with the folder."""
         known = self.table.names(w.inbox.name)
@@ -390,13 +424,15 @@ class Daemon:
         for folder in (inbox.done, inbox.failed):
             with contextlib.suppress(OSError), files.folder(folder) as fd:
                 files.sweep_temporaries(fd)
-        if claim.claimed(inbox.path, instance) or claim.foreign(inbox.path, instance):
+        if w.lock is None and (claim.claimed(inbox.path, instance) or claim.foreign(inbox.path, instance)):
             w.lock = claim.lock(inbox.path, instance)
         unknown = self._adopt_foreign(w)
-        rows = {d.name: d for d in self.journal.under_way() if d.inbox == str(inbox.path)}
+        with storage(self.config.state_dir):
+            rows = {d.name: d for d in self.journal.under_way() if d.inbox == str(inbox.path)}
         claimed = [name for name in claim.claimed(inbox.path, instance) if self._is_file(w, name, rows)]
         for name in claimed:
-            known = rows.pop(name, None) or (self._unheard_of(w, name) if name in unknown else None)
+            since = unknown.get(name)
+            known = rows.pop(name, None) or (self._unheard_of(w, name, since) if since is not None else None)
             self._resume(w, name, known, now, home=w.identity)
         for name, known in rows.items():
             if known.state is not State.WAITING:
@@ -417,11 +453,15 @@ class Daemon:
                 claim.give_back(w.inbox.path, instance, name)
         return False
 
-    def _adopt_foreign(self, w: Watched) -> set[str]:
-        adopted: set[str] = set()
-        for other, names in claim.foreign(w.inbox.path, self.journal.instance).items():
+    def _adopt_foreign(self, w: Watched) -> dict[str, float]:
+        """Take over the claims of instances that have ended: the names, and since when each was claimed."""
+        instance = self.journal.instance
+        adopted: dict[str, float] = {}
+        for other, names in claim.foreign(w.inbox.path, instance).items():
+            former = other in self.journal.former
             try:
-                adopted.update(claim.adopt_foreign(w.inbox.path, self.journal.instance, other))
+                adopted |= claim.adopt_foreign(w.inbox.path, instance, other, former=former)
+                w.foreign_told.discard(other)
             except claim.ClaimError as error:
                 if other not in w.foreign_told:
                     w.foreign_told.add(other)
@@ -434,7 +474,7 @@ class Daemon:
                     )
         return adopted
 
-    def _unheard_of(self, w: Watched, name: str) -> Delivery:
+    def _unheard_of(self, w: Watched, name: str, since: float) -> Delivery:
         """A claim of which no journal tells: it may have been sent at any time since it was claimed."""
         fd = claim.open_claimed(w.inbox.path, self.journal.instance, name)
         try:
@@ -450,7 +490,7 @@ class Daemon:
             size=st.st_size,
             mtime_ns=st.st_mtime_ns,
             attempts=1,
-            windows=((st.st_ctime, self.wall()),),
+            windows=((since, self.wall()),),
         )
 
     def _resume(
@@ -490,7 +530,7 @@ class Daemon:
         try:
             sighting = arrive.sight(w.inbox, entry.name, wall=self.wall(), moved_in=entry.moved_in)
         except FileNotFoundError:
-            self._missing(entry)
+            self._not_found(entry, w, now)
             return
         except files.NotRegular as odd:
             self._park(entry, odd.kind)
@@ -507,6 +547,14 @@ class Daemon:
         detail = sighting.detail if isinstance(sighting, settle.Unreadable) else None
         self._tell_waiting(entry, decision, now, detail)
         self.table.settle(entry, decision.look_at)
+
+    def _not_found(self, entry: Entry, w: Watched, now: float) -> None:
+        """A file is gone only if its inbox is still there: else the next look tells, and it is due at once."""
+        if watch.is_still_there(w):
+            self._missing(entry)
+            return
+        w.next_look = now
+        self.table.settle(entry, now + self.config.poll_interval_s)
 
     def _settled(self, entry: Entry, settled: Settled) -> None:
         entry.settled = settled
@@ -776,7 +824,7 @@ class Daemon:
             case Deferred():
                 self._deferred(service, entry, outcome, now)
             case Refused():
-                self._refused(service, entry, outcome)
+                self._refused(service, entry, outcome, now)
             case Unknown():
                 self._unknown(service, entry, outcome, now)
             case LookAgain():
@@ -806,7 +854,10 @@ class Daemon:
         self._tell(entry, outcome.reason, outcome.detail)
         entry.looks += 1
         entry.claimed = outcome.claimed
-        if outcome.claimed:
+        entry.known = None  # the journal's word counts
+        if (
+            outcome.claimed and outcome.reason != "namesake"
+        ):  # then it goes on from the claim: the name is taken
             entry.task = Task.GIVE_BACK
         self.table.wait(entry, now + self._pause_s(entry.looks, None))
 
@@ -828,8 +879,12 @@ class Daemon:
         if verdict.reason != "no_key":  # then nothing was tried
             entry.held_mark = service.held_s(now)
         account = verdict.blame is Blame.ACCOUNT and entry.key not in service.state.charged
-        if account or verdict.reason == Reason.ABORTED:
+        if account or self.stop_at is not None:
             self._queue(entry)  # the hold stands in its way, or the end of the process
+            return
+        if verdict.reason == Reason.ABORTED:  # broken off by ourselves, since it could not be read on
+            entry.looks += 1
+            self.table.wait(entry, now + self._pause_s(entry.looks, None))
             return
         entry.failures += 1
         if entry.accepted_mark is None:
@@ -881,16 +936,27 @@ class Daemon:
             **said,
         )
 
-    def _refused(self, service: Service, entry: Entry, outcome: Refused) -> None:
+    def _refused(self, service: Service, entry: Entry, outcome: Refused, now: float) -> None:
         """The service refuses this file: its own fault, unless it refuses every file alike."""
         entry.claimed = True
         entry.known = outcome.known  # not as before this attempt: a lost upload would be sent again for ever
         verdict = outcome.verdict
+        condemned = Condemned("refused", verdict.detail, verdict)
         if rules.refuses_all(service.state, _alike(verdict)):
-            entry.task = Task.GIVE_BACK
-            self._queue(entry)
-            return
-        self._condemn(entry, Condemned("refused", verdict.detail, verdict))
+            for other in [entry, *self._doubted(service)]:
+                other.task = Task.GIVE_BACK
+                self._queue(other)
+        elif service.state.accepted:
+            self._condemn(entry, condemned)
+        else:
+            entry.task = Task.CONDEMN
+            entry.condemned = condemned
+            self.table.wait(entry, now + DOUBT_S)
+
+    def _doubted(self, service: Service) -> list[Entry]:
+        """Files whose refusal is not believed yet."""
+        entries = [entry for inbox in service.inboxes for entry in self.table.names(inbox).values()]
+        return [entry for entry in entries if entry.stage is Stage.WAITING and entry.task is Task.CONDEMN]
 
     def _condemn(self, entry: Entry, condemned: Condemned) -> None:
         entry.task = Task.CONDEMN
@@ -961,25 +1027,32 @@ class Daemon:
     def _no_storage(self, entry: Entry, outcome: NoStorage, now: float) -> None:
         entry.claimed = outcome.claimed
         entry.known = outcome.known  # None: the journal's word counts
-        hold = self.storage.get(outcome.folder)
-        first = hold is None
-        if hold is None:
-            hold = self.storage[outcome.folder] = StorageHold(outcome.reason, now, 0.0, now)
-        if first or hold.trial == entry.key:  # stragglers of before the hold do not lengthen it
-            longest = self.config.uploads.longest_retry_s
-            hold.trial = None
-            hold.pause_s = min(max(self.config.uploads.first_retry_s, hold.pause_s * 2), longest)
-            hold.probe_at = now + hold.pause_s
         self._queue(entry)
-        if first:
-            self.log(
-                "storage.held",
-                path=outcome.folder,
-                reason=outcome.reason,
-                detail=outcome.detail,
-                waiting=sum(self._needs(e, outcome.folder) for e in self.table.entries()),
-                probe_in_s=round(hold.pause_s, 3),
-            )
+        hold = self.storage.get(outcome.folder)
+        if hold is None:
+            self._hold_storage(outcome.folder, outcome.reason, outcome.detail, now)
+        elif hold.trial == entry.key:  # stragglers of before the hold do not lengthen it
+            self._pause_storage(hold, now)
+
+    def _hold_storage(self, folder: str, reason: str, detail: str, now: float) -> None:
+        if folder in self.storage:
+            return
+        hold = self.storage[folder] = StorageHold(reason, now, 0.0, now)
+        self._pause_storage(hold, now)
+        self.log(
+            "storage.held",
+            path=folder,
+            reason=reason,
+            detail=detail,
+            waiting=sum(self._needs(entry, folder) for entry in self.table.entries()),
+            probe_in_s=round(hold.pause_s, 3),
+        )
+
+    def _pause_storage(self, hold: StorageHold, now: float) -> None:
+        uploads = self.config.uploads
+        hold.trial = None
+        hold.pause_s = min(max(uploads.first_retry_s, hold.pause_s * 2), uploads.longest_retry_s)
+        hold.probe_at = now + hold.pause_s
 
     def _needs(self, entry: Entry, folder: str) -> bool:
         inbox = self.watched[entry.inbox].inbox
@@ -1011,6 +1084,13 @@ class Daemon:
                 waiting = sum(self._needs(e, folder) for e in self.table.entries())
                 held_s = round(now - hold.since, 3)
                 self.log("storage.resumed", path=folder, reason=hold.reason, waiting=waiting, held_s=held_s)
+
+    def _prune_where_due(self, now: float) -> None:
+        if now < self.prune_at:
+            return
+        self.prune_at = now + PRUNE_S
+        with contextlib.suppress(OSError):  # a disk that is full is said where a file needs it
+            self.journal.prune(self.wall() - self.config.history_days * 86400)
 
     # Probing held targets.
 
@@ -1089,9 +1169,16 @@ WAITING_DETAIL = {
 }
 
 
+SKIPPED_DETAIL = {
+    "mount_point": "something is mounted there: name it as an inbox of its own",
+    "unreadable": "it may not be read by this user: give it r and x there",
+}
+
+
 def _needs_service(entry: Entry) -> bool:
     known = entry.known
-    return entry.task is Task.DELIVER and (known is None or known.state not in (State.ACCEPTED, State.REFUSED))
+    answered = known is not None and (known.finished_at or known.state in (State.ACCEPTED, State.REFUSED))
+    return entry.task is Task.DELIVER and not answered
 
 
 def _is_refused(entry: Entry) -> bool:

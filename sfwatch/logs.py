@@ -44,6 +44,7 @@ _EVENTS: Mapping[str, tuple[str, str]] = {
     "inbox.found": ("info", "inbox path"),
     "inbox.overflowed": ("warning", "inbox"),
     "inbox.others": ("info", "inbox others"),
+    "inbox.skipped": ("warning", "inbox path reason detail"),
     "file.seen": ("debug", _FILE),
     "file.ignored": ("info", f"{_FILE} reason detail"),
     "file.waiting": ("info", f"{_FILE} reason detail"),

@@ -30,6 +30,7 @@ class Watched:
     refused_until: float = 0.0
     claims: set[str] = field(default_factory=set)
     foreign_told: set[str] = field(default_factory=set)
+    skipped: set[tuple[str, str]] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,14 @@ def look(watched: Watched, doorbell: arrive.Doorbell) -> Seen:
     seen = arrive.look(inbox)
     watched.identity = identity
     return Seen(seen, changed=changed, refusal=refusal)
+
+
+def is_still_there(watched: Watched) -> bool:
+    """Return whether the folder that was looked at last is still in its place."""
+    try:
+        return files.identity(watched.inbox.path) == watched.identity
+    except OSError:
+        return False
 
 
 def lose(watched: Watched, doorbell: arrive.Doorbell) -> None:

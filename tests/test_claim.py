@@ -573,7 +573,7 @@ class TestOthers:
         for name in ("x.jsonl", "a/y.jsonl"):
             drop(inbox, name)
             claim.take(inbox, OTHER, name)
-        assert claim.adopt_foreign(inbox, ME, OTHER) == ["a/y.jsonl", "x.jsonl"]
+        assert claim.adopt_foreign(inbox, ME, OTHER).keys() == {"a/y.jsonl", "x.jsonl"}
         assert claim.claimed(inbox, ME) == ["a/y.jsonl", "x.jsonl"]
         assert claim.foreign(inbox, ME) == {}
 
@@ -593,7 +593,7 @@ class TestOthers:
         for instance in (ME, OTHER):
             drop(inbox, content=instance)
             claim.take(inbox, instance, "x.jsonl")
-        assert claim.adopt_foreign(inbox, ME, OTHER) == []
+        assert claim.adopt_foreign(inbox, ME, OTHER) == {}
         assert (mine(inbox) / "x.jsonl").read_text() == ME
         assert claim.foreign(inbox, ME) == {OTHER: ["x.jsonl"]}
 
@@ -625,7 +625,7 @@ class TestOthers:
             with pytest.raises(claim.ClaimError):
                 claim.adopt_foreign(inbox, ME, OTHER)
             holder.kill()
-        assert claim.adopt_foreign(inbox, ME, OTHER) == []
+        assert claim.adopt_foreign(inbox, ME, OTHER) == {}
 
 
 def test_the_folder_can_be_locked_by_others_too(inbox: Path) -> None:

@@ -91,6 +91,10 @@ LINES: dict[str, tuple[dict[str, Any], str]] = {
         {"inbox": "evals", "others": 3},
         "inbox.others       evals                     3 other names there",
     ),
+    "inbox.skipped": (
+        {"inbox": "evals", "path": "/srv/in/a", "reason": "unreadable", "detail": "it may not be read"},
+        "inbox.skipped      evals                     /srv/in/a · unreadable  it may not be read",
+    ),
     "file.seen": (FILE, "file.seen          evals/a.jsonl             1.2 MB"),
     "file.ignored": (
         {**FILE, "reason": "symlink", "detail": "it is a symlink"},

@@ -425,19 +425,37 @@ def test_an_unreachable_service_holds_at_once(make: Make) -> None:
 
 
 def test_three_refusals_alike_with_none_accepted_are_the_targets_fault(make: Make) -> None:
-    """The third file, and each after it, goes back into the inbox; the hold ends when one is accepted."""
+    """All of them go back into the inbox, the first two as well; the hold ends when one is accepted."""
     loop = make(uploads=Uploads(concurrency=1))
     loop.service.always = answering(400, {"code": 20012, "message": "purpose must be batch", "data": None})
     for i in range(8):
         loop.drop("a", f"{i}.jsonl")
     loop.look().run(600)
     assert len(loop.said("target.held", reason="refuses_all")) == 1
-    assert len(loop.failed("a")) == 2
-    assert len(loop.waiting_in("a")) == 6
+    assert loop.failed("a") == []
+    assert len(loop.waiting_in("a")) == 8
     loop.service.always = Behaviour()
     loop.run(400)
-    assert len(loop.done("a")) == 6
+    assert len(loop.done("a")) == 8
     assert len(loop.said("target.resumed")) == 1
+
+
+def test_a_refusal_is_doubted_for_a_while_before_the_first_acceptance(make: Make) -> None:
+    """One file alone is believed to be at fault after some seconds; once others are accepted, at once."""
+    loop = make(uploads=Uploads(concurrency=1))
+    refusing = answering(400, {"code": 20071, "message": "bad line", "data": None})
+    loop.service.script.append(replace(refusing, filename="bad.jsonl"))
+    loop.drop("a", "bad.jsonl")
+    loop.look().run(5)
+    assert loop.failed("a") == []
+    loop.run(20)
+    assert loop.failed("a") == ["bad.jsonl"]
+    loop.drop("a", "good.jsonl")
+    loop.look().run(5)
+    loop.service.script.append(replace(refusing, filename="worse.jsonl"))
+    loop.drop("a", "worse.jsonl")
+    loop.look().run(5)
+    assert loop.failed("a") == ["bad.jsonl", "worse.jsonl"]
 
 
 def test_a_key_that_only_one_file_meets_does_not_hold_the_others_again(make: Make) -> None:
