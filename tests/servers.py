@@ -116,6 +116,7 @@ class Server:
         self._accepting = threading.Thread(target=self._accept)
         self.port: int = self._listener.getsockname()[1]
         self.wires: list[Wire] = []
+        self._came = threading.Condition()
         self.errors: list[BaseException] = []
 
     def url(self, host: str = "127.0.0.1") -> str:
@@ -150,8 +151,16 @@ class Server:
     def _play(self, script: Script, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError), self._secured(sock) as secured:
             wire = Wire(secured)
-            self.wires.append(wire)
+            with self._came:
+                self.wires.append(wire)
+                self._came.notify_all()
             script(wire)
+
+    def wire(self, number: int) -> Wire:
+        """The connection of this number, which may still be on its way to being accepted."""
+        with self._came:
+            assert self._came.wait_for(lambda: len(self.wires) > number, timeout=30)
+        return self.wires[number]
 
     def _secured(self, sock: socket.socket) -> socket.socket:
         if self._tls is None:

@@ -343,7 +343,7 @@ def test_a_file_that_shrinks_is_broken_off(left: int, clients: Callable[..., Cli
     received = Recorder()
     with path.open("rb") as reader, Server(received) as server:
         attempt = send(clients(server.url()), reader.fileno(), BIG, progress=lambda _: os.truncate(path, left))
-        server.wires[0].read_to_end()
+        server.wire(0).read_to_end()
     assert attempt.trouble is Trouble.ABORTED
     assert attempt.detail == "the file became shorter while it was sent"
     assert not attempt.sent_all
