@@ -54,8 +54,11 @@ MAIL_AT_ONCE = 500
 DUE_AT_ONCE = 100
 """Bounds on the work of one turn of the loop, so that no backlog keeps it from its mailbox."""
 
-DOUBT_S = 10.0
-"""How long a refusal is doubted while nothing was accepted yet: if the settings are at fault, more follow."""
+DOUBT = 10
+"""How many times `first_retry` a refusal is doubted while nothing was accepted yet.
+
+If the settings are at fault, other files are refused alike within that time.
+"""
 
 PRUNE_S = 86400.0
 """How often finished files that are old enough are forgotten."""
@@ -161,8 +164,10 @@ class Daemon:
         self.watched = {inbox.name: watch.watched(inbox) for inbox in self.config.inboxes}
         for inbox in self.config.inboxes:
             for folder in (inbox.path, inbox.done, inbox.failed):
-                self._make_folder(inbox.name, str(folder))
-        self._tell_orphaned_rows()
+                with contextlib.suppress(OSError):  # a journal that cannot be asked is held at the first file
+                    self._make_folder(inbox.name, str(folder))
+        with contextlib.suppress(OSError):
+            self._tell_orphaned_rows()
 
     def run(self) -> None:
         """Turn until told to stop, or, when draining, until nothing is left to do."""
@@ -480,7 +485,7 @@ class Daemon:
         try:
             st = os.fstat(fd)
         finally:
-            os.close(fd)
+            files.close(fd)
         return Delivery(
             inbox=str(w.inbox.path),
             name=name,
@@ -739,7 +744,7 @@ class Daemon:
 
     def _drop_lock(self, w: Watched) -> None:
         if w.lock is not None:
-            os.close(w.lock)
+            files.close(w.lock)
             w.lock = None
 
     # What came of it.
@@ -951,7 +956,7 @@ class Daemon:
         else:
             entry.task = Task.CONDEMN
             entry.condemned = condemned
-            self.table.wait(entry, now + DOUBT_S)
+            self.table.wait(entry, now + DOUBT * self.config.uploads.first_retry_s)
 
     def _doubted(self, service: Service) -> list[Entry]:
         """Files whose refusal is not believed yet."""
