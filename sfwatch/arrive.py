@@ -513,7 +513,7 @@ def _top(path: Path) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        files.close(fd)
 
 
 def _has_marker(top: int, name: str, marker: str | None) -> bool:

@@ -258,7 +258,7 @@ def lock(inbox: Path, instance: str) -> int:
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
-        os.close(held)
+        files.close(held)
         raise
     return held
 
@@ -319,7 +319,7 @@ def _opened(inbox: Path) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        files.close(fd)
 
 
 @contextmanager
@@ -339,7 +339,7 @@ def _private(dir_fd: int, name: str, path: Path, *, make: bool = False) -> Itera
         _require_private(os.fstat(fd), path)
         yield fd
     finally:
-        os.close(fd)
+        files.close(fd)
 
 
 def _open_private(dir_fd: int, name: str, path: Path, *, make: bool) -> int:

@@ -55,7 +55,7 @@ def deliver(job: Job, tools: Tools) -> Outcome:
     except StorageError as error:
         return _stopped(job, tools, error)
     except claim.ClaimError as error:
-        return NotTaken(error.reason, error.detail, claimed=job.settled is None)
+        return NotTaken(error.reason, error.detail, claimed=_is_claimed(job, tools))
     except files.NotRegular as error:
         return Ignored(error.kind)
     except FileNotFoundError:
@@ -108,9 +108,20 @@ def _stopped(job: Job, tools: Tools, error: StorageError) -> Outcome:
 
 
 def _is_claimed(job: Job, tools: Tools) -> bool:
-    with suppress(OSError, claim.ClaimError, files.NotRegular):
-        return filing.is_claimed(job, tools)
-    return job.settled is None
+    """Whether our claims hold this very file: an earlier one of its name does not count.
+
+    sshfs gives a file another number with each rename, hence size and time.
+    """
+    try:
+        fd = claim.open_claimed(job.inbox.path, tools.journal.instance, job.name)
+    except FileNotFoundError:
+        return False
+    except (OSError, claim.ClaimError, files.NotRegular):
+        return job.settled is None
+    held = files.Fingerprint.of(os.fstat(fd))
+    files.close(fd)
+    wanted = job.settled.fingerprint if job.settled else held
+    return held.ino == wanted.ino or (held.size, held.mtime_ns) == (wanted.size, wanted.mtime_ns)
 
 
 def _known(job: Job, tools: Tools) -> Delivery | None:
@@ -239,7 +250,7 @@ def _opened(job: Job, tools: Tools, known: Delivery | None) -> Iterator[_Held | 
             return
         yield _Held(fd, before, _delivery(job, tools, before, known))
     finally:
-        os.close(fd)
+        files.close(fd)
 
 
 def _delivery(job: Job, tools: Tools, seen: files.Fingerprint, known: Delivery | None) -> Delivery:
@@ -532,7 +543,7 @@ def _give_back(job: Job, tools: Tools) -> Outcome | None:
     except FileNotFoundError:
         return _gone(job, tools)
     except StorageError as error:
-        return error.outcome(claimed=True)
+        return _stopped(job, tools, error)
     return None
 
 

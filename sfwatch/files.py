@@ -159,7 +159,7 @@ def _open_regular(name: str, dir_fd: int | None) -> int:
         require_regular(os.fstat(handle), name)
         return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     finally:
-        os.close(handle)
+        close(handle)
 
 
 @contextmanager
@@ -169,6 +169,15 @@ def regular(name: str, *, dir_fd: int | None = None) -> Iterator[int]:
     try:
         yield fd
     finally:
+        close(fd)
+
+
+def close(fd: int) -> None:
+    """Close a descriptor; an error means nothing, since all that was written through it was synced before.
+
+    Filesystems in user space may report one at any close. The descriptor is gone all the same, see close(2).
+    """
+    with suppress(OSError):
         os.close(fd)
 
 
@@ -184,7 +193,7 @@ def folder(path: Path | str, *, dir_fd: int | None = None) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        close(fd)
 
 
 @contextmanager
@@ -200,7 +209,7 @@ def below(dir_fd: int, folders: list[str], *, make: int | None = None) -> Iterat
             fd = _step(fd, name, make)
         yield fd
     finally:
-        os.close(fd)
+        close(fd)
 
 
 @contextmanager
@@ -214,7 +223,7 @@ def parent(dir_fd: int, name: str, *, make: int | None = None) -> Iterator[tuple
 def _step(fd: int, name: str, make: int | None) -> int:
     """The sub-folder in place of `fd`, which is closed only once there is another to go on with."""
     child = _open_step(fd, name) if make is None else make_folder(fd, name, make)
-    os.close(fd)
+    close(fd)
     return child
 
 
@@ -311,7 +320,7 @@ def _same_file(one: os.stat_result, other: os.stat_result) -> bool:
 
 def _rename_over_placeholder(src: str, dst: str, src_dir_fd: int, dst_dir_fd: int) -> None:
     lstat(src, dir_fd=src_dir_fd)  # no placeholder for what isn't there
-    os.close(os.open(dst, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dst_dir_fd))
+    close(os.open(dst, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dst_dir_fd))
     try:
         os.rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
     except OSError:
@@ -339,7 +348,7 @@ def temporary(dir_fd: int) -> Iterator[tuple[int, str]]:
             os.unlink(name, dir_fd=dir_fd)
         raise
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _create_temporary(dir_fd: int) -> tuple[int, str]:
@@ -431,7 +440,7 @@ def mount_of(path: Path) -> Mount:
     try:
         number = _mount_id(fd)
     finally:
-        os.close(fd)
+        close(fd)
     return Mount(number, _fs_type(number))
 
 
@@ -442,7 +451,7 @@ def identity(path: Path) -> Identity:
         st = os.fstat(fd)
         return Identity(st.st_dev, st.st_ino, _mount_id(fd))
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _mount_id(fd: int) -> int:

@@ -84,7 +84,7 @@ def file_away(job: Job, tools: Tools, known: Delivery) -> Outcome:
     except FileNotFoundError:
         return _without_its_file(job, tools, known, ending)
     except StorageError as error:
-        return error.outcome(claimed=True, known=known)
+        return error.outcome(claimed=True, known=_as_written(job, tools))
     except claim.ClaimError as error:
         return NotTaken(error.reason, error.detail, claimed=True)
     except files.NotRegular as odd:
@@ -92,6 +92,13 @@ def file_away(job: Job, tools: Tools, known: Delivery) -> Outcome:
     except move.SourceChanged:
         return _not_what_was_sent(tools, known)
     return _finished(job, tools, known, ending)
+
+
+def _as_written(job: Job, tools: Tools) -> Delivery | None:
+    """What the journal knows by now: the target's name may have been chosen just before the fault."""
+    with suppress(OSError):
+        return tools.journal.find(str(job.inbox.path), job.name)
+    return None
 
 
 def _not_what_was_sent(tools: Tools, known: Delivery) -> Outcome:
@@ -117,13 +124,13 @@ def _claimed(job: Job, tools: Tools, known: Delivery) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        files.close(fd)
 
 
 def is_claimed(job: Job, tools: Tools) -> bool:
     """Whether this file lies in our folder of claims."""
     try:
-        os.close(claim.open_claimed(job.inbox.path, tools.journal.instance, job.name))
+        files.close(claim.open_claimed(job.inbox.path, tools.journal.instance, job.name))
     except FileNotFoundError:
         return False
     return True
@@ -138,7 +145,7 @@ def is_what_was_sent(job: Job, tools: Tools, known: Delivery) -> bool:
     try:
         return _is_the_same(fd, known)
     finally:
-        os.close(fd)
+        files.close(fd)
 
 
 def _is_the_same(fd: int, known: Delivery) -> bool:

@@ -163,7 +163,10 @@ class SqliteJournal:
             undo.callback(os.close, self._lock)
             self._database = self._open(stamp)
             undo.callback(self._database.close)
-            self.instance, self.former = self._identify()
+            try:
+                self.instance, self.former = self._identify()
+            except sqlite3.Error as error:
+                raise _storage_error(error, state_dir) from None
             undo.pop_all()
         self._closed = False
         self._wishes: queue.SimpleQueue[_Wish | None] = queue.SimpleQueue()
@@ -243,7 +246,8 @@ class SqliteJournal:
         self._thread.join()
         for late in _drain(self._wishes):
             late.settle(self._too_late())
-        os.close(self._lock)
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
 
     # The thread that owns the database.
 

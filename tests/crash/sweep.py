@@ -6,6 +6,7 @@ service is here in the tests' own process: it outlives every crash, so it is the
 By default a sweep takes a fixed sample of the points; with SFWATCH_SWEEP=full it takes every one.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ import pytest
 import world
 
 from sfwatch.settings import Api, Config, Inbox, Log, Uploads
-from sfwatch.standin import Behaviour, StandIn, answering, storing_then_resetting
+from sfwatch.standin import Behaviour, StandIn, Stored, answering, storing_then_resetting
 
 FULL = os.environ.get("SFWATCH_SWEEP") == "full"
 HERE = Path(__file__).parent
@@ -89,6 +90,10 @@ class Forks:
 class Witness(StandIn):
     """The service, which can be waited for: after a crash of its client it may still be storing."""
 
+    def asked(self) -> bool:
+        """Whether anybody came but us."""
+        return any(request.path.startswith("/v1/") for request in self.requests)
+
     def settle_down(self) -> None:
         """Return when all that any client has sent is taken in; every client must have ended."""
         with socket.create_connection(
@@ -99,6 +104,12 @@ class Witness(StandIn):
                 pass
         for thread in list(self._server._threads or ()):  # type: ignore[attr-defined]
             thread.join()
+
+    def listed(self, limit: int) -> list[Stored]:
+        """A listing that lags behind nothing: what is still coming in on other connections is waited for."""
+        with contextlib.suppress(AssertionError):  # there may be a connection on which nothing comes
+            world.wait_for(lambda: len(self._server.open) <= 1, within_s=1.0)
+        return super().listed(limit)
 
     def begin_anew(self, script: tuple[Behaviour, ...], always: Behaviour) -> None:
         """No uploads and no requests yet, and this is what will be met."""
@@ -262,9 +273,13 @@ class Stage:
         there = {path for folder in folders for path in folder.rglob("*") if not path.is_dir()}
         if there != wanted:
             yield f"too much: {sorted(map(str, there - wanted))}, missing: {sorted(map(str, wanted - there))}"
-        with sqlite3.connect(self.root / "state" / "journal.sqlite3") as journal:
-            (rows,) = journal.execute("SELECT count(*) FROM delivery WHERE finished_at IS NULL").fetchone()
-        journal.close()
+        try:
+            journal = sqlite3.connect(f"file:{self.root}/state/journal.sqlite3?mode=ro", uri=True)
+            with contextlib.closing(journal):
+                (rows,) = journal.execute("SELECT count(*) FROM delivery WHERE finished_at IS NULL").fetchone()
+        except sqlite3.Error as error:
+            yield f"there is no journal: {error}"
+            return
         if rows:
             yield f"{rows} rows of the journal are not finished"
 
