@@ -503,7 +503,18 @@ def sight(inbox: Inbox, name: str, *, wall: float, moved_in: bool) -> Sighting |
     except PermissionError as error:
         return Unreadable(_forbidden(inbox.path / name) or f"{inbox.path / name}: {error.strerror}")
     except OSError as error:
+        _require_there(inbox.path / name)
         return Unreadable(f"{inbox.path / name}: {error.strerror}")
+
+
+def _require_there(path: Path) -> None:
+    """A fault on the way to a name that is gone says nothing about a file."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from crash.sweep import SCENARIOS, Fault, Forks, Scenario, Stage, points, said, stage
 
-EVERY = 5
+EVERY = 29
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EROFS)
 ENDS = frozenset({0, 1, 75})
 """All done, one failed, one had to wait."""
@@ -44,6 +44,7 @@ def _failed_once(it: Stage, point: int, error: int, swept: Counter[str]) -> Iter
     ended = it.run(drain_s=5.0, point=point, fault=Fault.FAIL, error=error)
     if not ended.at:
         return
+    it.failed = ended.at
     at = f"{ended.at}, call {point}"
     yield from ((at, what) for what in it.lost())
     if ended.status not in ENDS and not (ended.status == CANNOT_START and not it.service.asked()):
