@@ -200,5 +200,5 @@ def exit_status(it: Daemon) -> int:
     """Return what `once` ends with: 1 if a file failed, 75 if one had to wait, 0 if all are done."""
     if it.counts.failed:
         return 1
-    out_of_reach = any(w.lost or w.foreign_told for w in it.watched.values())
+    out_of_reach = any(w.lost or w.foreign_told for w in it.inboxes.watched.values())
     return 75 if it.unfinished() or out_of_reach else 0

@@ -14,7 +14,7 @@ import pwd
 import secrets
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -263,11 +263,19 @@ def lock(inbox: Path, instance: str) -> int:
     return held
 
 
-def adopt_foreign(inbox: Path, instance: str, other: str, *, former: bool = False) -> dict[str, float]:
+def adopt_foreign(
+    inbox: Path,
+    instance: str,
+    other: str,
+    *,
+    former: bool = False,
+    note: Callable[[str, os.stat_result], None] = lambda _name, _st: None,
+) -> dict[str, float]:
     """Take over what another instance left behind when it ended.
 
     Returns the names that are ours now, and since when each was claimed (seconds since the epoch): from then
-    on it may have been sent.
+    on it may have been sent. `note` is told of each before it is ours, with its numbers as the other instance
+    left them: the time of its claim is lost by the taking.
 
     A name that we hold ourselves stays there. ClaimError("foreign") if the other instance runs, or might run
     where we can't see it: flock reaches other hosts on no filesystem that can be relied on. `former`: it is
@@ -282,7 +290,7 @@ def adopt_foreign(inbox: Path, instance: str, other: str, *, former: bool = Fals
         _private(outer, other, claims_folder(inbox, other)) as theirs,
     ):
         _require_ended(theirs, other)
-        found = {name: _adopted(theirs, mine, name) for name in sorted(_listed(theirs)[0])}
+        found = {name: _adopted(theirs, mine, name, note) for name in sorted(_listed(theirs)[0])}
         return {name: since for name, since in found.items() if since is not None}
 
 
@@ -299,17 +307,20 @@ def _require_ended(theirs: int, other: str) -> None:
         raise ClaimError("foreign", f"instance {other} is at work: {error.strerror}") from error
 
 
-def _adopted(theirs: int, mine: int, name: str) -> float | None:
+def _adopted(theirs: int, mine: int, name: str, note: Callable[[str, os.stat_result], None]) -> float | None:
     with (
         suppress(FileExistsError, FileNotFoundError),
         files.parent(theirs, name) as (source, base),
         files.parent(mine, name, make=_PRIVATE) as (target, _),
     ):
-        since = files.lstat(base, dir_fd=source).st_ctime  # the rename makes it now
+        if files.exists(base, dir_fd=target):
+            return None
+        st = files.lstat(base, dir_fd=source)
+        note(name, st)
         files.rename_noreplace(base, base, src_dir_fd=source, dst_dir_fd=target)
         files.sync_folder(target)
         files.sync_folder(source)
-        return since
+        return st.st_ctime
     return None
 
 

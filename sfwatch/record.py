@@ -318,9 +318,10 @@ def _delivery(document: bytes) -> tuple[object, ...]:
     facts = content.get("sfwatch", content)
     if not isinstance(facts, Mapping):
         return ()
-    if "id" in content:
-        return content["id"], facts.get("uploaded_at")
-    return tuple(facts.get(key) for key in ("inbox", "original_name", "original_name_b64", "failed_at"))
+    whose = tuple(facts.get(key) for key in ("inbox", "original_name", "original_name_b64"))
+    if "id" in content:  # which two targets that name uploads after their bytes may both have given
+        return *whose, content["id"], facts.get("uploaded_at")
+    return *whose, facts.get("failed_at")
 
 
 def _sha256(document: bytes) -> object:

@@ -176,7 +176,7 @@ class Loop:
 
     def die(self) -> None:
         """End the process without a word: what it held in memory is gone."""
-        for watched in self.daemon.watched.values():
+        for watched in self.daemon.inboxes.watched.values():
             if watched.lock is not None:
                 os.close(watched.lock)
         for service in self.daemon.services.values():

@@ -1,0 +1,116 @@
+"""What a crash, a lost inbox or another instance left claimed is found again, with all that is known of it.
+
+The claims themselves are the truth; the journal only says what is known about them. A claim of ours of which it
+knows nothing was never sent: the journal is written first. Of a claim that another instance left behind nothing
+is known, so it may have been sent at any time since it was claimed, and is looked up before anything is sent.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfwatch import claim, files
+from sfwatch.filing import storage
+from sfwatch.journal import Delivery, Journal, State
+from sfwatch.logs import EventLog
+from sfwatch.settings import Inbox
+from sfwatch.watch import Watched
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A file that is under way. `claimed`: its claim is there; else a power cut may have undone it."""
+
+    name: str
+    known: Delivery | None
+    claimed: bool
+
+
+def leftovers(w: Watched, journal: Journal, *, state_dir: Path, log: EventLog, now: float) -> list[Leftover]:
+    """Take over what lies claimed in an inbox, and return it; `now` is the wall clock's.
+
+    The lock on the claims is taken if there are any. Raises OSError, ClaimError and NotRegular for the inbox's
+    faults, StorageError for the state folder's.
+    """
+    inbox, instance = w.inbox, journal.instance
+    _sweep(inbox)
+    if w.lock is None and (claim.claimed(inbox.path, instance) or claim.foreign(inbox.path, instance)):
+        w.lock = claim.lock(inbox.path, instance)
+    _adopt_foreign(w, journal, state_dir, log, now)
+    with storage(state_dir):
+        rows = {d.name: d for d in journal.under_way() if d.inbox == str(inbox.path)}
+    return [*_claimed(inbox, instance, rows), *_unclaimed(rows)]
+
+
+def _sweep(inbox: Inbox) -> None:
+    """Remove what a crash left half-written beside the files; what cannot be removed does no harm."""
+    for folder in (inbox.done, inbox.failed):
+        with contextlib.suppress(OSError), files.folder(os.path.realpath(folder)) as fd:
+            files.sweep_temporaries(fd)
+
+
+def _claimed(inbox: Inbox, instance: str, rows: dict[str, Delivery]) -> Iterator[Leftover]:
+    for name in claim.claimed(inbox.path, instance):
+        if _is_file(inbox, instance, name, rows):
+            yield Leftover(name, rows.pop(name, None), claimed=True)
+
+
+def _unclaimed(rows: Mapping[str, Delivery]) -> Iterator[Leftover]:
+    """Rows whose claim is not there. Those that wait went back to their inbox, where they are seen anyway."""
+    for name, known in rows.items():
+        if known.state is not State.WAITING:
+            yield Leftover(name, known, claimed=False)
+
+
+def _is_file(inbox: Inbox, instance: str, name: str, rows: Mapping[str, Delivery]) -> bool:
+    """Whether a claim is a file's; a lone marker goes back, unless its file has gone ahead."""
+    marker = inbox.settle_marker
+    if marker is None or not name.endswith(marker):
+        return True
+    file = name.removesuffix(marker)
+    known = rows.get(file)
+    ahead = known is not None and known.state in (State.ACCEPTED, State.REFUSED)
+    if not ahead and file not in claim.claimed(inbox.path, instance):
+        with contextlib.suppress(OSError):
+            claim.give_back(inbox.path, instance, name)
+    return False
+
+
+def _adopt_foreign(w: Watched, journal: Journal, state_dir: Path, log: EventLog, now: float) -> None:
+    """Take over the claims of instances that have ended."""
+    inbox, instance = w.inbox, journal.instance
+
+    def note(name: str, st: os.stat_result) -> None:
+        with storage(state_dir):
+            _note_unheard_of(journal, inbox, name, st, now)
+
+    for other, names in claim.foreign(inbox.path, instance).items():
+        former = other in journal.former
+        try:
+            claim.adopt_foreign(inbox.path, instance, other, former=former, note=note)
+            w.foreign_told.discard(other)
+        except claim.ClaimError as error:
+            if other not in w.foreign_told:
+                w.foreign_told.add(other)
+                waiting = len(names)
+                log("claim.foreign", inbox=inbox.name, instance=other, waiting=waiting, detail=error.detail)
+
+
+def _note_unheard_of(journal: Journal, inbox: Inbox, name: str, st: os.stat_result, now: float) -> None:
+    """Write down, before the claim is ours, what it tells: since its last rename it may have been sent."""
+    unheard_of = Delivery(
+        inbox=str(inbox.path),
+        name=name,
+        state=State.UNKNOWN,
+        dev=st.st_dev,
+        ino=st.st_ino,
+        size=st.st_size,
+        mtime_ns=st.st_mtime_ns,
+        attempts=1,
+        windows=((st.st_ctime, now),),
+    )
+    known = journal.find(unheard_of.inbox, name)
+    if known is None or known.state is State.WAITING:
+        journal.save(unheard_of)

@@ -1,0 +1,390 @@
+"""What is in the inboxes, seen and told: which are there, which files came or went, and which are whole.
+
+Events only make the next look come sooner; the look decides. All that is found is put into the table; a file
+that is whole is handed to `queue`, and what becomes of it then is not decided here.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sfwatch import adopt, arrive, claim, files, settle, watch
+from sfwatch.filing import StorageError, storage
+from sfwatch.journal import Delivery, Journal, State
+from sfwatch.logs import EventLog
+from sfwatch.settings import Config
+from sfwatch.settle import Settled
+from sfwatch.storage import Storage
+from sfwatch.table import Entry, Stage, Table
+from sfwatch.watch import Watched
+
+WAITING_DETAIL = {
+    "empty": "it is empty: it is taken once something is in it",
+    "being_written": "a process has it open for writing",
+    "incomplete": "its last line is not whole JSON: it is taken if nothing more comes",
+    "hole": "space was reserved for it that is not filled yet",
+    "no_marker": "it is taken as soon as its marker is there",
+}
+
+SKIPPED_DETAIL = {
+    "mount_point": "something is mounted there: name it as an inbox of its own",
+    "unreadable": "it may not be read by this user: give it r and x there",
+}
+
+
+@dataclass(slots=True)
+class Inboxes:
+    """The inboxes of one daemon, and what it works with. Owned by the main thread."""
+
+    config: Config
+    table: Table
+    storage: Storage
+    journal: Journal
+    doorbell: arrive.Doorbell
+    log: EventLog
+    wall: Callable[[], float]
+    queue: Callable[[Entry], None]
+    started_at: float = 0.0
+    watched: dict[str, Watched] = field(default_factory=dict)
+
+    def start(self, now: float) -> None:
+        """Make the folders that may be made, and begin with every inbox."""
+        self.started_at = now
+        self.watched = {inbox.name: watch.watched(inbox) for inbox in self.config.inboxes}
+        for inbox in self.config.inboxes:
+            for folder in (inbox.path, inbox.done, inbox.failed):
+                self._make_folder(inbox.name, str(folder))
+        self._tell_orphaned_rows()
+
+    def look_soon(self, now: float) -> None:
+        """Let every inbox be looked at in this turn."""
+        for w in self.watched.values():
+            w.next_look = now
+
+    def _make_folder(self, inbox: str, path: str) -> None:
+        """Make a folder that was never there; a known one that is missing is lost, not new."""
+        if os.path.isdir(path):  # noqa: PTH112
+            self.journal.saw_folder(path)
+            return
+        if self.journal.folder_seen(path):
+            return
+        with contextlib.suppress(OSError):
+            os.mkdir(path, 0o770)  # noqa: PTH102 - its parent must be there: it may be a mount point
+            self.journal.saw_folder(path)
+            self.log("folder.created", inbox=inbox, path=path)
+
+    def _tell_orphaned_rows(self) -> None:
+        paths = {str(inbox.path) for inbox in self.config.inboxes}
+        orphaned: dict[str, int] = {}
+        for known in self.journal.under_way():
+            if known.inbox not in paths:
+                orphaned[known.inbox] = orphaned.get(known.inbox, 0) + 1
+        for path, waiting in orphaned.items():
+            detail = "files of this inbox are still under way, but it is not in the configuration any more"
+            self.log("journal.orphaned", path=path, waiting=waiting, detail=detail)
+
+    def look_where_due(self, now: float) -> None:
+        for w in self.watched.values():
+            if now >= w.next_look:
+                self._look(w, now)
+
+    def _look(self, w: Watched, now: float) -> None:
+        try:
+            seen = watch.look(w, self.doorbell)
+            if seen.changed:
+                self._found(w, now)
+            elif w.foreign_told:  # their daemon may have ended meanwhile
+                self._adopt(w, now)
+        except OSError as error:
+            self._lost(w, watch.why_lost(w.inbox.path, error), now)
+            return
+        except claim.ClaimError as error:
+            self._lost(w, (error.reason, error.detail), now)
+            return
+        except files.NotRegular as odd:
+            self._lost(w, ("unsafe", f"a {odd.kind} stands where sfwatch keeps its claims"), now)
+            return
+        except StorageError as error:
+            self.storage.refused(error.folder, error.reason, error.detail, now)
+            w.identity = None  # found again at the next look, and only then complete
+            w.next_look = now + self.config.poll_interval_s
+            return
+        self._tell_mode(w, seen)
+        self._tell_skipped(w, seen.look)
+        self._reconcile(w, seen.look, now)
+        w.looked = True
+        w.next_look = now + watch.interval_s(w, self.config, rings=seen.refusal is None)
+
+    def _found(self, w: Watched, now: float) -> None:
+        """The inbox is there, for the first time or again: adopt what lies claimed in it."""
+        with storage(self.config.state_dir):
+            self.journal.saw_folder(str(w.inbox.path))
+        if w.looked:
+            self._forget_files(w)  # those of the folder that was there before have not vanished
+        self._drop_lock(w)  # it is on that folder, too
+        self._adopt(w, now)
+        if w.lost is not None:
+            self.log("inbox.found", inbox=w.inbox.name, path=w.inbox.path)
+            w.lost = None
+        elif w.looked:  # replaced between two looks, without ever having been missing
+            detail = f"{w.inbox.path} is another folder now; it is watched from here on"
+            self.log("inbox.lost", inbox=w.inbox.name, path=w.inbox.path, reason="replaced", detail=detail)
+            self.log("inbox.found", inbox=w.inbox.name, path=w.inbox.path)
+
+    def _lost(self, w: Watched, why: tuple[str, str], now: float) -> None:
+        watch.lose(w, self.doorbell)
+        w.next_look = now + self.config.poll_interval_s
+        w.looked = False
+        reason, detail = why
+        if w.lost is not None and w.lost[0] == reason:
+            return
+        w.lost = (reason, detail)
+        self.log("inbox.lost", inbox=w.inbox.name, path=w.inbox.path, reason=reason, detail=detail)
+        self._forget_files(w)
+
+    def _forget_files(self, w: Watched) -> None:
+        """What is in a lost inbox is seen anew when it is back; what could not be written down is kept."""
+        for entry in list(self.table.names(w.inbox.name).values()):
+            if entry.stage is not Stage.UNDER_WAY and entry.known is None:
+                self.table.remove(entry)
+                w.claims.discard(entry.name)
+        self.unlock(w)
+
+    def _tell_mode(self, w: Watched, seen: watch.Seen) -> None:
+        mode = w.mode
+        if mode is None:
+            return
+        effective = mode.mode if seen.refusal is None else "polling"
+        detail = seen.refusal or mode.why
+        if w.told == detail:
+            return
+        w.told = detail
+        self.log(
+            "inbox.watched",
+            inbox=w.inbox.name,
+            path=w.inbox.path,
+            mode=effective,
+            fs_type=mode.fs_type,
+            interval_s=watch.interval_s(w, self.config, rings=seen.refusal is None),
+            trusted=mode.trusted,
+            detail=detail,
+        )
+
+    def _tell_skipped(self, w: Watched, look: arrive.Look) -> None:
+        """Say once which sub-folders are left out."""
+        skipped = {(folder, "mount_point") for folder in look.crossed}
+        skipped |= {(folder, "unreadable") for folder in look.unreadable}
+        for folder, reason in sorted(skipped - w.skipped):
+            path = w.inbox.path / folder
+            self.log(
+                "inbox.skipped", inbox=w.inbox.name, path=path, reason=reason, detail=SKIPPED_DETAIL[reason]
+            )
+        w.skipped = skipped
+
+    def _reconcile(self, w: Watched, look: arrive.Look, now: float) -> None:
+        """Bring the table into line with the folder."""
+        known = self.table.names(w.inbox.name)
+        present = set(look.names)
+        for name in sorted(present - known.keys()):
+            self.table.add((w.inbox.name, name), now)
+        for name in [name for name in known if name not in present]:
+            self._missing(known[name])
+        for name, entry in known.items():
+            if entry.stage is Stage.PARKED:
+                self.table.settle(entry, now)
+            elif name in present and (entry.claimed or entry.stage is Stage.UNDER_WAY):
+                entry.newcomer = True
+                self._tell_namesake(entry)
+        if look.others != w.others:
+            w.others = look.others
+            self.log("inbox.others", inbox=w.inbox.name, others=look.others)
+
+    def _missing(self, entry: Entry) -> None:
+        if entry.claimed or entry.stage is Stage.UNDER_WAY:
+            return
+        if entry.seen and entry.stage is not Stage.PARKED:
+            self.vanished(entry)
+        self.table.remove(entry)
+
+    def vanished(self, entry: Entry) -> None:
+        detail = "it was taken away before it was uploaded"
+        self.log("file.vanished", inbox=entry.inbox, file=entry.name, detail=detail)
+        if entry.held_mark is not None:  # it was tried: the journal may know it
+            with contextlib.suppress(OSError):  # a row too many does no harm: it speaks of this very file only
+                known = self.journal.find(str(self.watched[entry.inbox].inbox.path), entry.name)
+                if known is not None and known.state is State.WAITING:
+                    self.journal.forget(known)
+
+    def rang(self, ring: arrive.Rang, now: float) -> None:
+        w = self.watched[ring.inbox]
+        name = arrive.subject(ring.name, w.inbox)
+        if name is None:
+            return
+        entry = self.table.get((ring.inbox, name))
+        if entry is None:
+            entry = self.table.add((ring.inbox, name), now)
+        if entry.claimed or entry.stage is Stage.UNDER_WAY:
+            entry.newcomer = True
+        elif entry.stage in (Stage.SETTLING, Stage.PARKED):
+            entry.moved_in = ring.moved_in and name == ring.name and not entry.given_back
+            if entry.stage is Stage.PARKED or entry.due_at > now:
+                self.table.settle(entry, now)
+
+    def overflowed(self, mail: arrive.Overflowed, now: float) -> None:
+        for w in self.watched.values():
+            if mail.inbox in (None, w.inbox.name):
+                self.log("inbox.overflowed", inbox=w.inbox.name)
+                w.next_look = now
+                for entry in self.table.names(w.inbox.name).values():
+                    entry.moved_in = False  # an event that would have voided it may be among the lost
+
+    def _note_seen(self, entry: Entry) -> None:
+        if not entry.seen:
+            entry.seen = True
+            self.log("file.seen", inbox=entry.inbox, file=entry.name)
+
+    def _adopt(self, w: Watched, now: float) -> None:
+        found = adopt.leftovers(w, self.journal, state_dir=self.config.state_dir, log=self.log, now=self.wall())
+        for leftover in found:
+            home = w.identity if leftover.claimed else None
+            self._resume(w, leftover.name, leftover.known, now, home=home)
+        self.unlock(w)
+
+    def _resume(
+        self, w: Watched, name: str, known: Delivery | None, now: float, *, home: files.Identity | None
+    ) -> None:
+        """Go on with a file that is under way; `home` is the inbox if its claim lies there."""
+        w.claims.add(name)
+        entry = self.table.get((w.inbox.name, name))
+        if entry is not None and (entry.stage is Stage.UNDER_WAY or entry.known is not None):
+            entry.home = home or entry.home
+            return
+        entry = self.table.add((w.inbox.name, name), now)
+        self._note_seen(entry)
+        entry.claimed = True
+        entry.home = home
+        entry.known = known
+        entry.lost_at = now if known is not None else None
+        self.queue(entry)
+
+    def consider(self, entry: Entry, now: float) -> None:
+        """Look at one file: whole, not yet, gone, or nothing to take."""
+        w = self.watched[entry.inbox]
+        if w.lost is not None:
+            self.table.remove(entry)
+            return
+        try:
+            sighting = arrive.sight(w.inbox, entry.name, wall=self.wall(), moved_in=entry.moved_in)
+        except FileNotFoundError:
+            self._not_found(entry, w, now)
+            return
+        except files.NotRegular as odd:
+            self.park(entry, odd.kind)
+            return
+        self._note_seen(entry)
+        if isinstance(sighting, settle.Sighting):
+            entry.size = sighting.fingerprint.size
+        first = entry.observed is None and not entry.given_back
+        at_start = first and entry.seen_at <= self.started_at + 1.0
+        entry.observed, decision = settle.observe(entry.observed, sighting, w.rules, now, at_start=at_start)
+        if isinstance(decision, Settled):
+            self._settled(entry, decision)
+            return
+        detail = sighting.detail if isinstance(sighting, settle.Unreadable) else None
+        self._tell_waiting(entry, decision, now, detail)
+        self.table.settle(entry, decision.look_at)
+
+    def _not_found(self, entry: Entry, w: Watched, now: float) -> None:
+        """A file is gone only if its inbox is still there: else the next look tells, and it is due at once."""
+        if watch.is_still_there(w):
+            self._missing(entry)
+            return
+        w.next_look = now
+        self.table.settle(entry, now + self.config.poll_interval_s)
+
+    def _settled(self, entry: Entry, settled: Settled) -> None:
+        entry.settled = settled
+        entry.observed = None
+        entry.reason = None
+        self.log(
+            "file.settled",
+            inbox=entry.inbox,
+            file=entry.name,
+            size=entry.size,
+            settled_by=settled.by,
+            waited_s=round(settled.waited_s, 3),
+        )
+        self.queue(entry)
+
+    def _tell_waiting(self, entry: Entry, waiting: settle.Waiting, now: float, detail: str | None) -> None:
+        if waiting.reason is not None:
+            self.tell(entry, waiting.reason, detail)
+        if waiting.stuck:
+            self.log(
+                "file.stuck",
+                inbox=entry.inbox,
+                file=entry.name,
+                size=entry.size,
+                reason="being_written",
+                detail="a process has had it open for writing all the time",
+                waited_s=round(now - entry.seen_at, 3),
+            )
+
+    def tell(self, entry: Entry, reason: str, detail: str | None) -> None:
+        """Say why a file waits, once for each change of the reason."""
+        if entry.reason != reason:
+            entry.reason = reason
+            self.log(
+                "file.waiting",
+                inbox=entry.inbox,
+                file=entry.name,
+                size=entry.size,
+                reason=reason,
+                detail=detail or WAITING_DETAIL.get(reason),
+            )
+
+    def _tell_namesake(self, entry: Entry) -> None:
+        """Say once that a newcomer waits; a file that is only just being claimed is no newcomer."""
+        if entry.stage is not Stage.UNDER_WAY and not entry.namesake_told:
+            entry.namesake_told = True
+            detail = "an earlier file of its name is still under way"
+            self.log("file.waiting", inbox=entry.inbox, file=entry.name, reason="namesake", detail=detail)
+
+    def park(self, entry: Entry, kind: str) -> None:
+        entry.stage = Stage.PARKED
+        entry.observed = None
+        entry.seen = False
+        if entry.reason != kind:
+            entry.reason = kind
+            detail = f"it is a {kind}, not a regular file: it is neither opened nor followed"
+            self.log("file.ignored", inbox=entry.inbox, file=entry.name, reason=kind, detail=detail)
+
+    def locked(self, w: Watched, entry: Entry, now: float) -> bool:
+        """Show other instances that our claims are alive, for as long as there are any.
+
+        An inbox that does not even let us do that is tried again later, once for all its files.
+        """
+        if w.lock is not None:
+            return True
+        if now < w.refused_until:
+            return False
+        try:
+            w.lock = claim.lock(w.inbox.path, self.journal.instance)
+        except (OSError, claim.ClaimError) as error:
+            w.refused_until = now + self.config.poll_interval_s
+            if w.refused != str(error):
+                w.refused = str(error)
+                self.tell(entry, "cannot_move", str(error))
+            return False
+        w.refused = None
+        return True
+
+    def unlock(self, w: Watched) -> None:
+        if not w.claims:
+            self._drop_lock(w)
+
+    def _drop_lock(self, w: Watched) -> None:
+        if w.lock is not None:
+            files.close(w.lock)
+            w.lock = None
