@@ -1,7 +1,8 @@
 """A fork server: it has everything imported, and each order makes one daemon in a process of its own.
 
 Run as a script with `faults.c` preloaded and the number of a socket; see `Forks` in `sweep.py` for the other
-end. An order says what is to go wrong at which call; the answer how the process ended and at which call.
+end. An order says what is to go wrong at which call; the answers are
+its process id, and then how it ended and at which call.
 """
 
 import ctypes
@@ -34,15 +35,16 @@ def serve(orders: Connection) -> None:
         except EOFError:
             return
         page[: PAGE.size] = bytes(PAGE.size)
-        status = _forked(order, page)
+        status = _forked(order, page, orders)
         count, name = PAGE.unpack(page[: PAGE.size])
         orders.send((status, count, name.rstrip(b"\0").decode()))
 
 
-def _forked(order: Any, page: mmap.mmap) -> int:
+def _forked(order: Any, page: mmap.mmap, orders: Connection) -> int:
     child = os.fork()
     if child == 0:
         _run(order, page)
+    orders.send(child)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
 

@@ -78,7 +78,16 @@ class Forks:
 
     def run(self, config: Config, *, drain_s: float, point: int = 0, fault: int = 0, error: int = 0) -> Ended:
         """Run a daemon until it has nothing left to do (or is stopped by what goes wrong at that point)."""
+        self.start(config, drain_s=drain_s, point=point, fault=fault, error=error)
+        return self.wait()
+
+    def start(self, config: Config, *, drain_s: float, point: int = 0, fault: int = 0, error: int = 0) -> int:
+        """Begin such a run, and return the process's id."""
         self._connection.send((config, drain_s, point, int(fault), error))
+        return int(self._connection.recv())
+
+    def wait(self) -> Ended:
+        """Return how the run that was begun has ended."""
         return Ended(*self._connection.recv())
 
     def close(self) -> None:
@@ -89,6 +98,9 @@ class Forks:
 
 class Witness(StandIn):
     """The service, which can be waited for: after a crash of its client it may still be storing."""
+
+    one_by_one = True
+    """Whether there is never more than one upload at a time."""
 
     def asked(self) -> bool:
         """Whether anybody came but us."""
@@ -108,7 +120,7 @@ class Witness(StandIn):
     def listed(self, limit: int) -> list[Stored]:
         """A listing that lags behind nothing: what is still coming in on other connections is waited for."""
         with contextlib.suppress(AssertionError):  # there may be a connection on which nothing comes
-            world.wait_for(lambda: len(self._server.open) <= 1, within_s=1.0)
+            world.wait_for(lambda: not self.one_by_one or len(self._server.open) <= 1, within_s=1.0)
         return super().listed(limit)
 
     def begin_anew(self, script: tuple[Behaviour, ...], always: Behaviour) -> None:
