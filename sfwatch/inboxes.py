@@ -65,7 +65,8 @@ class Inboxes:
     def _make_folder(self, inbox: str, path: str) -> None:
         """Make a folder that was never there; a known one that is missing is lost, not new."""
         if os.path.isdir(path):  # noqa: PTH112
-            self.journal.saw_folder(path)
+            with contextlib.suppress(OSError):  # of a state folder that is full: said when the inbox is found
+                self.journal.saw_folder(path)
             return
         if self.journal.folder_seen(path):
             return

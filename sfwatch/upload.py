@@ -45,7 +45,7 @@ import requests
 import urllib3.connection
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, prepend_scheme_if_needed, select_proxy
 
 from sfwatch.settings import Api
 from sfwatch.verdict import Answer, Attempt, Trouble
@@ -68,6 +68,7 @@ SLICE_S = 0.25
 
 _AHEAD = 3  # blocks read and hashed ahead of the one that goes out: 1 is a tenth slower, 7 no quicker
 _HEADER_LIMIT = 1000
+_NO_PROXY = "the proxy settings are of no use: what http_proxy or https_proxy says is no address of a proxy"
 _TELLING = 8  # shorter "keys", as tests use them, occur in any text
 _TRACE_ID = "x-siliconcloud-trace-id"
 _UNFIT = re.compile(r'[\x00-\x1f\x7f-\x9f"\\\ud800-\udfff]')
@@ -142,7 +143,7 @@ class Client:
             sha256=form.sha256 if form.sent_all else None,
             answer=answer,
             trouble=failure.trouble if failure else None,
-            detail=failure.detail if failure else "",
+            detail=_said(key, failure),
             duration_s=time.monotonic() - began,
         )
 
@@ -159,7 +160,7 @@ class Client:
             sha256=None,
             answer=answer,
             trouble=failure.trouble if failure else None,
-            detail=failure.detail if failure else "",
+            detail=_said(key, failure),
             duration_s=time.monotonic() - began,
         )
 
@@ -184,9 +185,12 @@ class Client:
     def _send(self, request: requests.PreparedRequest) -> requests.Response:
         timeouts = (self._api.connect_timeout_s, self._api.read_timeout_s)
         proxies = self._environment["proxies"]
+        _require_sound(proxies, request.url or "")
         try:
             return self._pool().send(request, stream=True, timeout=timeouts, proxies=proxies)
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+        except requests.exceptions.InvalidURL as error:
+            raise _Failure(Trouble.PROXY, _NO_PROXY) from error
+        except requests.exceptions.InvalidSchema as error:
             raise _Failure(Trouble.PROXY, f"the proxy settings are of no use: {_plain(error)}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise _Failure(Trouble.CUT, f"the answer of {self.host} is no HTTP: {_plain(error)}") from error
@@ -701,6 +705,16 @@ def _environment(url: str) -> dict[str, Any]:
         return dict(session.merge_environment_settings(url, {}, None, None, None))
 
 
+def _require_sound(proxies: Mapping[str, str], url: str) -> None:
+    """What `requests` makes of some misspelt addresses is a TypeError; what it says of others quotes them."""
+    address = select_proxy(url, proxies)
+    try:
+        if address:
+            prepend_scheme_if_needed(address, "http")  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError) as error:  # urllib3's LocationParseError is one
+        raise _Failure(Trouble.PROXY, _NO_PROXY) from error
+
+
 def _bundle_of(environment: Mapping[str, Any]) -> str | None:
     verify = environment["verify"]
     return verify if isinstance(verify, str) else None
@@ -723,16 +737,26 @@ def _host(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
+def _said(key: str, failure: _Failure | None) -> str:
+    """What is told of a failure; it may quote what the service said."""
+    if failure is None or len(key) < _TELLING:
+        return failure.detail if failure else ""
+    return _writings_of(key).sub("***", failure.detail)
+
+
 def _without(key: str, answer: Answer | None) -> Answer | None:
     """The answer of a service that repeats the key in it, as some gateways do, without the key."""
     if answer is None or len(key) < _TELLING:
         return answer
+    hide = partial(_writings_of(key).sub, "***")
     texts = {name: getattr(answer, name) for name in ("trace_id", "location", "retry_after", "content_type")}
-    return replace(
-        answer,
-        body=answer.body.replace(key.encode(), b"***"),
-        **{name: text and text.replace(key, "***") for name, text in texts.items()},
-    )
+    told: dict[str, Any] = {name: text and hide(text) for name, text in texts.items()}
+    return replace(answer, body=hide(answer.body.decode("latin-1")).encode("latin-1"), **told)
+
+
+def _writings_of(key: str) -> re.Pattern[str]:
+    """The key as it is, and as encoders of JSON and of addresses may write any of its characters."""
+    return re.compile("".join(rf"(?:\\?{re.escape(c)}|(?:\\u00|%)(?i:{ord(c):02x}))" for c in key))
 
 
 def _plain(error: BaseException) -> str:
