@@ -141,6 +141,7 @@ class Remote:
     post: Manner = HONEST
     get: Manner = HONEST
     script: deque[Manner] = field(default_factory=deque)
+    usual_lag_s: float = 0.0
     lag_s: float = 0.0
     longest: int = 10_000
     shows: bool = True
@@ -157,10 +158,10 @@ class Remote:
     resolved: bool = False
 
     def heal(self) -> None:
-        """Be as the documentation says, at once."""
+        """Be as the documentation says, from now on."""
         self.post = self.get = HONEST
         self.script.clear()
-        self.lag_s, self.longest, self.shows, self.dates, self.key = 0.0, 10_000, True, True, KEY
+        self.lag_s, self.longest, self.shows, self.dates, self.key = self.usual_lag_s, 10_000, True, True, KEY
 
     def send(
         self,
@@ -325,31 +326,37 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@contextlib.contextmanager
-def crashing(after: int | None) -> Iterator[None]:
-    """End the process when so many lines of sfwatch have been run from here on; None: never."""
-    if after is None:
-        yield
-        return
-    left = after
+@dataclass
+class Fuse:
+    """The process ends when so many lines of sfwatch have been run, from an event on if one is named."""
 
-    def trace(frame: FrameType, event: str, _arg: Any) -> Any:
-        nonlocal left
+    lines: int
+    event: str | None = None
+
+    def hear(self, event: str) -> None:
+        """Begin to count at the event that was waited for."""
+        if event == self.event:
+            self.event = None
+
+    def trace(self, frame: FrameType, event: str, _arg: Any) -> Any:
+        """Count, as Python's trace function."""
         if not frame.f_code.co_filename.startswith(OURS):
             return None
-        if event == "line":
-            left -= 1
-            if left <= 0:
+        if event == "line" and self.event is None:
+            self.lines -= 1
+            if self.lines <= 0:
                 sys.settrace(None)
                 raise Crash
-        return trace
+        return self.trace
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
+    @contextlib.contextmanager
+    def burning(self) -> Iterator[None]:
+        before = sys.gettrace()
+        sys.settrace(self.trace)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
 
 
 # ── the world ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -381,7 +388,7 @@ class World:
         self.changed: Counter[str] = Counter()  # bytes that were altered while they were sent
         self.writers: list[int] = []
         self.away: dict[Path, Path] = {}
-        self.crash_after: int | None = None
+        self.fuse: Fuse | None = None
         self.crashes = 0
         self.drops = 0
         self.daemon: Daemon | None = None
@@ -471,6 +478,8 @@ class World:
         assert KEY not in text
         said = json.loads(text)
         self.events.append(said)
+        if self.fuse is not None:
+            self.fuse.hear(said["event"])
         assert said["event"] != "internal.error", said
 
     def said(self, event: str, **keys: Any) -> list[dict[str, Any]]:
@@ -489,12 +498,12 @@ class World:
     def _alive(self, do: Callable[[], None]) -> None:
         """Do something; if the process ends meanwhile, start another one."""
         try:
-            with crashing(self.crash_after):
+            with self.fuse.burning() if self.fuse else contextlib.nullcontext():
                 do()
         except Crash as crash:
             crash.__traceback__ = None  # what its frames have open would be closed later, by number
             gc.collect()
-            self.crash_after = None
+            self.fuse = None
             self.crashes += 1
         else:
             return
@@ -718,7 +727,7 @@ class World:
         self.environ["SILICONFLOW_API_KEY"] = KEY
         self.stop_writing()
         self.bring_back()
-        self.crash_after = None
+        self.fuse = None
         self.workers_rest = False
         Disk.full = False
 

@@ -33,7 +33,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from simulation import HONEST, KEY, NOT_STORED, REFUSES, STORED, Disk, Manner, World
+from simulation import HONEST, HONEST_LAG_S, KEY, NOT_STORED, REFUSES, STORED, Disk, Fuse, World
 
 from sfwatch.settings import OnUnknown, RemoteName, Uploads
 
@@ -60,6 +60,9 @@ TOLD = (
 
 MANNERS = {"honest": HONEST, "refuses": REFUSES, **NOT_STORED, **STORED}
 
+MOMENTS = [None, "upload.started", "upload.accepted", "upload.unknown", "upload.recovered", "file.done"]
+"""Events after which a process may end; None: at once."""
+
 inboxes = st.sampled_from(["a", "b"])
 NAMES = ["x.jsonl", "y.jsonl", "ü z.jsonl"]
 names = st.sampled_from(NAMES)
@@ -83,15 +86,24 @@ class Walk(RuleBasedStateMachine):
         remote_name=st.sampled_from(RemoteName),
         on_unknown=st.sampled_from(OnUnknown),
         skew_s=st.sampled_from([0.0, 3.0, -90.0, 3600.0]),
+        lag_s=st.sampled_from([0.0, 10.0, HONEST_LAG_S]),
     )
     def begin(
-        self, concurrency: int, luck: float, remote_name: RemoteName, on_unknown: OnUnknown, skew_s: float
+        self,
+        *,
+        concurrency: int,
+        luck: float,
+        remote_name: RemoteName,
+        on_unknown: OnUnknown,
+        skew_s: float,
+        lag_s: float,
     ) -> None:
         uploads = Uploads(concurrency=concurrency, remote_name=remote_name, on_unknown=on_unknown)
         self.world.close()
         self.world = World(names=("a", "b"), uploads=uploads)
         self.world.luck = luck
         self.world.remote.skew_s = skew_s
+        self.world.remote.lag_s = self.world.remote.usual_lag_s = lag_s
         self.world.start()
 
     # Users.
@@ -188,7 +200,7 @@ class Walk(RuleBasedStateMachine):
         self.world.heal()
         self.world.run(seconds)
 
-    @rule(lag_s=st.sampled_from([0.0, 10.0, 20.0, 120.0]), longest=st.sampled_from([2, 10_000]))
+    @rule(lag_s=st.sampled_from([0.0, 10.0, HONEST_LAG_S, 120.0]), longest=st.sampled_from([2, 10_000]))
     def listing(self, lag_s: float, longest: int) -> None:
         self.world.remote.lag_s, self.world.remote.longest = lag_s, longest
 
@@ -241,11 +253,12 @@ class Walk(RuleBasedStateMachine):
     def crash_while_sending(self, when: str, kind: str) -> None:
         self.world.remote.script.append(replace(MANNERS[kind], crash=when))
 
-    @rule(after=st.integers(min_value=1, max_value=4000))
-    def crash(self, after: int) -> None:
-        self.world.crash_after = after
+    @rule(name=names, event=st.sampled_from(MOMENTS), lines=st.integers(min_value=1, max_value=1500))
+    def crash(self, *, name: str, event: str | None, lines: int) -> None:
+        self.world.drop("a", name, self.world.fresh(), fine=True, renamed=True)
+        self.world.fuse = Fuse(lines if event else 2 * lines, event)  # a delivery takes 3,000 or so
         self.world.run(40.0)
-        self.world.crash_after = None
+        self.world.fuse = None
 
     # The promises.
 
