@@ -47,6 +47,10 @@ BEGIN = 2_000_000_000.0
 HONEST_LAG_S = 20.0
 """A listing that shows a file this late still tells in time for `reconcile_window`."""
 
+HELD_REQUESTS = 3 * (9 + 24)
+"""Requests in any hour of a hold: nine growing pauses, then at most 24 of half the longest each, and in each of
+them a probe, a trial, and the look-up of a trial whose answer was lost."""
+
 TURNS = 3_000
 """More turns than any moment needs: a loop that wants another one has nothing to do and spins."""
 
@@ -138,6 +142,7 @@ class Remote:
 
     clock: Callable[[], float]
     elapse: Callable[[float], None]
+    held_since: Callable[[], float | None]
     post: Manner = HONEST
     get: Manner = HONEST
     script: deque[Manner] = field(default_factory=deque)
@@ -150,6 +155,7 @@ class Remote:
     key: str = KEY
     stored: list[Stored] = field(default_factory=list)
     requests: list[tuple[str, float]] = field(default_factory=list)
+    in_hold: list[tuple[float, float]] = field(default_factory=list)  # of each request: the hold's begin, now
     refused: Counter[str] = field(default_factory=Counter)
     later: Counter[str] = field(default_factory=Counter)
     hidden: set[str] = field(default_factory=set)
@@ -206,6 +212,9 @@ class Remote:
 
     def _begins(self, method: str, manner: Manner) -> None:
         self.requests.append((method, self.clock()))
+        since = self.held_since()
+        if since is not None:
+            self.in_hold.append((since, self.clock()))
         self.resolved |= manner.trouble is not Trouble.RESOLVE
 
     def _read(self, fd: int, size: int) -> bytes:
@@ -369,14 +378,13 @@ class World:
     names: tuple[str, ...] = ("a",)
     uploads: Uploads = field(default_factory=Uploads)
     scan_interval_s: float = 300.0
-    base: Path | None = None
 
     def __post_init__(self) -> None:
         memory = Path("/dev/shm")
-        self.root = Path(tempfile.mkdtemp(dir=self.base or (memory if memory.is_dir() else None)))
+        self.root = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
         self.now = 1000.0
         self.luck = 0.5
-        self.remote = Remote(self.wall, self.elapse)
+        self.remote = Remote(self.wall, self.elapse, self.held_since)
         self.pool = Queue()
         self.workers_rest = False
         self.environ = {"SILICONFLOW_API_KEY": KEY}
@@ -402,6 +410,13 @@ class World:
 
     def elapse(self, seconds: float) -> None:
         self.now += seconds
+
+    def held_since(self) -> float | None:
+        """Return since when uploads are held."""
+        if self.daemon is None:
+            return None
+        holds = [service.state.hold for service in self.daemon.services.values()]
+        return next((hold.since for hold in holds if hold is not None), None)
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -663,6 +678,7 @@ class World:
         self._check_ends(files)
         self._check_uploads(files)
         self._check_events()
+        self._check_requests()
 
     def _files(self) -> Iterator[tuple[Path, str]]:
         for folder, _, names in os.walk(self.root):
@@ -717,6 +733,14 @@ class World:
         assert all(n == 1 for n in once.values()), f"ended twice: {once}"
         gone = Counter((e["inbox"], e["file"]) for e in self.said("file.vanished"))
         assert gone <= self.removed, f"vanished: {gone}, removed: {self.removed}"
+
+    def _check_requests(self) -> None:
+        """A hold asks seldom; beyond that each file may be cleared up, in the trial's turn."""
+        if not self.remote.in_hold:
+            return
+        since, now = self.remote.in_hold[-1]
+        lately = sum(hold == since and at > now - 3600.0 for hold, at in self.remote.in_hold[-1000:])
+        assert lately <= HELD_REQUESTS + 20 * self.drops, f"{lately} requests within an hour of a hold"
 
     # The end.
 

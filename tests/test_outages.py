@@ -10,17 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from simulation import HONEST, KEY, NOT_STORED, STORED, Disk, Manner, World
+from simulation import HELD_REQUESTS, HONEST, KEY, NOT_STORED, STORED, Disk, Manner, World
 
 FILES = 200
 HOURS = 6
-
-GROWING = 9
-"""Pauses of a hold until they have grown from a second to the longest, five minutes."""
-
-AN_HOUR = 3 * (GROWING + 24)
-"""Requests in any hour of a hold: in each pause, which is half of the longest at least, a probe, a trial, and
-the look-up of a trial whose answer was lost."""
 
 
 @pytest.fixture(name="world")
@@ -117,7 +110,7 @@ def test_an_outage_of_answers_alone(world: World, kind: str) -> None:
     """Every file is stored, and no upload is ever answered; the listing tells what became of each one tried."""
     world.remote.post = STORED[kind]
     wait_in(world)
-    outlast(world, bound=6 * AN_HOUR)
+    outlast(world, bound=6 * HELD_REQUESTS)
     assert len(world.remote.stored) == len(world.said("upload.started"))
     assert world.said("file.failed") == world.said("upload.resent") == []
     assert [e["reason"] for e in world.said("target.held")] == ["no_answers"]
@@ -197,7 +190,7 @@ def wait_in(world: World) -> None:
         world.drop("a", f"{number:03}.jsonl", world.fresh(), fine=True, renamed=True)
 
 
-def outlast(world: World, *, bound: int = AN_HOUR) -> None:
+def outlast(world: World, *, bound: int = HELD_REQUESTS) -> None:
     """Let the hours go by: no file is condemned or lost, and in none of them many requests go out."""
     world.run(HOURS * 3600.0)
     world.check()
