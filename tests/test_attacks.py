@@ -138,6 +138,24 @@ def once(config: Config, environ: dict[str, str] | None = None) -> tuple[int, li
     return status, [json.loads(text) for text in lines]
 
 
+def drive(config: Config, there: Callable[[list[dict[str, Any]]], object]) -> list[dict[str, Any]]:
+    """The whole daemon with threads and clocks, until what it said is enough and no worker is under way."""
+    said: list[dict[str, Any]] = []
+
+    def hear(text: str) -> None:
+        said.append(json.loads(text))
+
+    log = event_log(hear, level="debug")
+    with app.daemon(config, log=log, environ={"SILICONFLOW_API_KEY": KEY}) as it:
+        it.start()
+        end = it.clock() + 20.0
+        while not there(said) or it.busy or it.probing:
+            assert it.clock() < end, said
+            it.turn()
+        it.pool.shutdown()
+    return said
+
+
 def quick(root: Path, name: str, api: Api, **changes: Any) -> Inbox:
     """An inbox that settles at once; its folders are made."""
     paths = {folder: root / name / folder for folder in ("inbox", "done", "failed")}
@@ -535,20 +553,27 @@ def test_a_file_that_cannot_be_read_on_while_it_is_sent_is_tried_again_with_paus
         loop = make()
         bad = loop.drop("a", X, "".join(line(number, text="x" * 2000) for number in range(3000)))
         faults: list[Any] = []
+        do = loop.pool.submit
 
         def breaks() -> None:
-            if not faults:
-                (claimed,) = bad.parent.glob(f".sfwatch/*/{X}")
-                faults.append(broken(image, claimed, 4 << 20))
-                faults[0].__enter__()
+            (claimed,) = bad.parent.glob(f".sfwatch/*/{X}")
+            faults.append(broken(image, claimed, 4 << 20))
+            faults[-1].__enter__()
 
+        def submit(*args: Any, **kwargs: Any) -> Any:
+            """Mend the disk after each job: the next one finds out anew in the midst of sending."""
+            result = do(*args, **kwargs)
+            while faults:
+                faults.pop().__exit__(None, None, None)
+            return result
+
+        loop.pool.submit = submit  # type: ignore[method-assign]
         loop.on_say("upload.started", breaks)
         loop.look().run(300)
-        assert loop.posts() <= 1
-        assert len(loop.said("upload.started")) == 1
+        assert 3 <= loop.posts() == len(loop.said("upload.started")) <= 12
+        assert loop.service.stored == []
         assert loop.said("storage.held") == []
-        assert X in loop.waiting_in("a")
-        faults[0].__exit__(None, None, None)
+        loop.on_say("upload.started", lambda: None)
         loop.run(600)
         assert loop.done("a") == [X]
         loop.close()
@@ -814,11 +839,8 @@ def test_other_terms_for_the_same_address_are_kept(tmp_path: Path) -> None:
         for inbox in inboxes:
             (inbox.path / f"{inbox.name}.jsonl").write_bytes(batch(word=inbox.name))
         config = Config(inboxes=inboxes, state_dir=tmp_path / "state")
-        lines: list[str] = []
-        environ = {"SILICONFLOW_API_KEY": KEY}
-        status = app.run(config, log=event_log(lines.append), environ=environ, drain_s=1.0)
-    said = [json.loads(text) for text in lines]
-    assert status == 75
+        ends = ("target.held", "file.done")
+        said = drive(config, lambda said: sum(e["event"] in ends for e in said) == 3)
     assert {stored.filename for stored in service.stored} == {"b.jsonl", "c.jsonl"}
     (held,) = [e["target"] for e in said if e["event"] == "target.held"]
     accepted = {e["target"] for e in said if e["event"] == "upload.accepted"}
@@ -904,12 +926,10 @@ def test_a_proxys_password_is_told_to_nobody(
         monkeypatch.delenv(name, raising=False)
     inbox = quick(tmp_path, "a", Api(base_url="http://service.invalid/v1"))
     (inbox.path / X).write_bytes(batch())
-    lines: list[str] = []
     config = Config(inboxes=(inbox,), state_dir=tmp_path / "state")
-    environ = {"SILICONFLOW_API_KEY": KEY}
-    assert app.run(config, log=event_log(lines.append, level="debug"), environ=environ, drain_s=0.3) == 75
-    assert "hunter2" not in "".join(lines)
-    (held,) = [e for e in map(json.loads, lines) if e["event"] == "target.held"]
+    said = drive(config, lambda said: any(e["event"] == "target.held" for e in said))
+    assert "hunter2" not in json.dumps(said)
+    (held,) = [e for e in said if e["event"] == "target.held"]
     assert "proxy" in held["detail"].lower()
 
 
