@@ -177,15 +177,22 @@ def _nothing(_wire: Wire) -> None:
 class Proxy(Server):
     """An HTTP proxy: CONNECT and absolute URLs, to wherever `target` says, whatever was asked for."""
 
-    def __init__(self, target: tuple[str, int], *, refusal: bytes | None = None, connections: int = 8) -> None:
-        super().__init__(*[self._relay] * connections)
+    def __init__(
+        self,
+        target: tuple[str, int],
+        *,
+        refusal: bytes | None = None,
+        connections: int = 8,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        super().__init__(*[self._relay] * connections, tls=tls)
         self._target = target
         self._refusal = refusal
         self.asked: list[str] = []
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://localhost:{self.port}" if self._tls else f"http://127.0.0.1:{self.port}"
 
     def _relay(self, wire: Wire) -> None:
         head = wire.read_head()
@@ -208,7 +215,7 @@ def _relay_both_ways(one: socket.socket, other: socket.socket) -> None:
         while True:
             readable, _, _ = select.select([one, other], [], [])
             for source in readable:
-                data = source.recv(1 << 16)
+                data = source.recv(1 << 16)  # of TLS one record, which is never longer: none is left unseen
                 if not data:
                     return
                 (other if source is one else one).sendall(data)
