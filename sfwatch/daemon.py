@@ -18,7 +18,7 @@ from typing import Any
 
 from sfwatch import __version__, arrive, claim, systemd
 from sfwatch import target as rules
-from sfwatch.deliver import deliver, probe
+from sfwatch.deliver import deliver
 from sfwatch.inboxes import Inboxes
 from sfwatch.job import (
     BackInInbox,
@@ -43,6 +43,7 @@ from sfwatch.job import (
 )
 from sfwatch.journal import Journal, State
 from sfwatch.logs import EventLog
+from sfwatch.lost import probe
 from sfwatch.service import Service
 from sfwatch.settings import Config, RemoteName
 from sfwatch.storage import Storage

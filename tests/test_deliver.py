@@ -14,7 +14,6 @@ from servers import closed_port
 from world import TARGET, World, a_world, batch, fill, needs_root, sha256, tmpfs
 
 from sfwatch import claim
-from sfwatch.deliver import probe
 from sfwatch.job import (
     BackInInbox,
     Condemned,
@@ -33,6 +32,7 @@ from sfwatch.job import (
     Unknown,
 )
 from sfwatch.journal import State
+from sfwatch.lost import probe
 from sfwatch.settings import Api, Check, OnUnknown, RemoteName
 from sfwatch.standin import (
     Behaviour,

@@ -122,7 +122,7 @@ def test_every_module_has_tests() -> None:
     """Each module has a test file of its own name; a few are tested by those of the loop and the delivery."""
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
     modules = {path.stem for path in (ROOT / "sfwatch").glob("*.py")}
-    assert modules - tested == {"__init__", "job", "settings", "adopt", "inboxes"}
+    assert modules - tested == {"__init__", "job", "settings", "adopt", "inboxes", "taken", "send", "lost"}
 
 
 def test_reasons_of_verdicts_are_codes() -> None:
