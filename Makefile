@@ -35,6 +35,10 @@ unit: $(STAMP) ## the tests
 session: $(STAMP) ## a whole session over TLS with a 1 GB file (root, Debian), with its figures
 	$(BIN)/python tests/session.py
 
+.PHONY: crash-test
+crash-test: $(STAMP) ## kill and fail every call of a delivery, cut the power (root, a C compiler, half an hour)
+	SFWATCH_SWEEP=full $(BIN)/pytest tests/crash
+
 format: $(STAMP) ## put the code into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format

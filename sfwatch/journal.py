@@ -415,17 +415,16 @@ class _UnusableError(Exception):
 def _open(path: Path) -> sqlite3.Connection:
     """Open or make the database. Raise _UnusableError for a damaged or newer one, OSError for disk faults."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-    try:
-        _prepare(database)
-    except sqlite3.Error as error:
-        database.close()
-        if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise _UnusableError("damaged", str(error)) from None
-        raise _storage_error(error, path.parent) from None
-    except _UnusableError:
-        database.close()
-        raise
+    with contextlib.ExitStack() as undo:
+        try:
+            database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            undo.callback(database.close)
+            _prepare(database)
+        except sqlite3.Error as error:
+            if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise _UnusableError("damaged", str(error)) from None
+            raise _storage_error(error, path.parent) from None
+        undo.pop_all()
     return database
 
 

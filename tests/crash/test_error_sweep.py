@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 from crash.sweep import SCENARIOS, Fault, Forks, Scenario, Stage, points, said, stage
 
-EVERY = 29
-ERRORS = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EROFS)
+EVERY = 43
+FAULTS = (
+    (Fault.FAIL, errno.ENOSPC),
+    (Fault.FAIL, errno.EIO),
+    (Fault.FAIL, errno.EINTR),
+    (Fault.FAIL, errno.EROFS),
+    (Fault.FAIL_AFTER, errno.EIO),
+)
+"""The last is a network disk's: the call was carried out, and its answer was lost."""
+
 ENDS = frozenset({0, 1, 75})
 """All done, one failed, one had to wait."""
 
@@ -18,10 +26,10 @@ CANNOT_START = 73
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: errno.errorcode[error])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: _name(*fault))
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_an_error_at_any_call_costs_no_file_and_no_second_upload(
-    scenario: Scenario, error: int, forks: Forks, tmp_path: Path, tell: Callable[[str], None]
+    scenario: Scenario, fault: tuple[Fault, int], forks: Forks, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     """The process lives, nothing good is condemned, and the delivery ends in the same run or in the next."""
     swept: Counter[str] = Counter()
@@ -30,18 +38,24 @@ def test_an_error_at_any_call_costs_no_file_and_no_second_upload(
         it.set()
         calls = it.run(drain_s=10.0).calls
         for point in points(calls, every=EVERY):
-            wrong += [f"{at}: {what}" for at, what in _failed_once(it, point, error, swept)]
+            wrong += [f"{at}: {what}" for at, what in _failed_once(it, point, fault, swept)]
     tell(
-        f"error sweep, {scenario.name}, {errno.errorcode[error]}: {swept.total()} points of {calls} calls,"
+        f"error sweep, {scenario.name}, {_name(*fault)}: {swept.total()} points of {calls} calls,"
         f" {swept['later']} ended in the second run"
     )
-    assert swept.total() >= calls // EVERY
+    assert swept.total() > calls // EVERY // 2
     assert not wrong, said(wrong)
 
 
-def _failed_once(it: Stage, point: int, error: int, swept: Counter[str]) -> Iterator[tuple[str, str]]:
+def _name(how: Fault, error: int) -> str:
+    return errno.errorcode[error] + " afterwards" * (how is Fault.FAIL_AFTER)
+
+
+def _failed_once(
+    it: Stage, point: int, fault: tuple[Fault, int], swept: Counter[str]
+) -> Iterator[tuple[str, str]]:
     it.set()
-    ended = it.run(drain_s=5.0, point=point, fault=Fault.FAIL, error=error)
+    ended = it.run(drain_s=5.0, point=point, fault=fault[0], error=fault[1])
     if not ended.at:
         return
     it.failed = ended.at

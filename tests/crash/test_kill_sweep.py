@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from crash.sweep import SCENARIOS, Fault, Forks, Scenario, Stage, points, said, stage
 
-EVERY = 7
+EVERY = 11
 KILLED = -signal.SIGKILL
 BEYOND = 40
 """Points behind the last one that is known: two runs need not make the same number of calls."""
