@@ -4,7 +4,6 @@ import os
 import queue
 import random
 import signal
-import sys
 import time
 import traceback
 from collections import deque
@@ -172,10 +171,17 @@ def signals(mailbox: Mailbox) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run(config: Config, *, log: EventLog, environ: Mapping[str, str], drain_s: float | None = None) -> int:
+def run(
+    config: Config,
+    *,
+    log: EventLog,
+    environ: Mapping[str, str],
+    drain_s: float | None = None,
+    leave: Callable[[int], object] = os._exit,  # noqa: SLF001 - its only name
+) -> int:
     """Run the daemon until it is told to stop, or until nothing is left to do; return the exit status.
 
-    Ends the process itself if a worker is still stuck in an upload after the grace: Python would wait for it.
+    `leave` ends the process if a worker is still stuck in an upload after the grace: Python would wait for it.
     """
     with daemon(config, log=log, environ=environ) as it:
         with signals(it.mailbox):
@@ -187,11 +193,13 @@ def run(config: Config, *, log: EventLog, environ: Mapping[str, str], drain_s: f
             except Exception as bug:  # noqa: BLE001 - the border of the loop: said, and systemd starts it anew
                 text = "".join(traceback.format_exception(bug, limit=20))
                 log("internal.error", detail=f"{type(bug).__name__}: {bug}", traceback=text)
-                sys.stdout.flush()
-                os._exit(INTERNAL)
+                leave(INTERNAL)
+                return INTERNAL
         status = exit_status(it) if drain_s is not None else 0
+        if it.leave_at_once:
+            status = 128 + (it.stop_signal or 0)
         if it.busy or it.probing:
-            os._exit(status or (128 + (it.stop_signal or 0) if it.leave_at_once else 0))
+            leave(status)
         it.pool.shutdown(wait=False)
     return status
 

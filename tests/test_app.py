@@ -44,7 +44,9 @@ def _config(tmp_path: Path, service: StandIn) -> Config:
 def once(config: Config, drain_s: float = 20.0) -> tuple[int, list[dict[str, Any]]]:
     """Run until nothing is left to do: the exit status, and what was said."""
     lines: list[str] = []
-    status = app.run(config, log=event_log(lines.append), environ=ENVIRON, drain_s=drain_s)
+    status = app.run(
+        config, log=event_log(lines.append), environ=ENVIRON, drain_s=drain_s, leave=lambda _: None
+    )
     return status, [json.loads(text) for text in lines]
 
 

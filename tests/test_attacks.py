@@ -134,7 +134,7 @@ def once(config: Config, environ: dict[str, str] | None = None) -> tuple[int, li
     """The whole daemon with threads and clocks, until nothing is left to do: its status, and what it said."""
     lines: list[str] = []
     environ = environ or {"SILICONFLOW_API_KEY": KEY}
-    status = app.run(config, log=event_log(lines.append), environ=environ, drain_s=20.0)
+    status = app.run(config, log=event_log(lines.append), environ=environ, drain_s=20.0, leave=lambda _: None)
     return status, [json.loads(text) for text in lines]
 
 
