@@ -177,7 +177,7 @@ def run(
     log: EventLog,
     environ: Mapping[str, str],
     drain_s: float | None = None,
-    leave: Callable[[int], object] = os._exit,  # noqa: SLF001 - its only name
+    leave: Callable[[int], object] = os._exit,
 ) -> int:
     """Run the daemon until it is told to stop, or until nothing is left to do; return the exit status.
 
