@@ -213,7 +213,6 @@ class Connection(urllib3.connection.HTTPConnection):
         except OSError as error:
             raise self._reset(error) from error
         except (http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
-            self._reply.close()
             raise Failure(Trouble.CUT, f"the answer of {host} is no HTTP: {plain(error)}") from error
         finally:
             self.response_class = http.client.HTTPResponse  # a proxy's answer to CONNECT is read by it too
@@ -226,7 +225,6 @@ class Connection(urllib3.connection.HTTPConnection):
     def _whole(self, response: urllib3.HTTPResponse) -> urllib3.HTTPResponse:
         if self._reply.has_whole_head:
             return response
-        response.close()
         detail = f"the answer of {self._terms.host} broke off within its headers"
         raise Failure(Trouble.CUT, detail, _answer(response.status, response.headers, b""))
 

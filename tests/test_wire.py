@@ -1,5 +1,6 @@
 """Every way in which an exchange can end, over real sockets; and connections that are kept."""
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -225,6 +226,19 @@ def test_interim_answers_end_nothing(clients: Clients, file_of: Files) -> None:
     assert len(server.wires) == 1
 
 
+def test_interim_answers_without_end(clients: Clients, file_of: Files) -> None:
+    """Who only ever announces an answer is not listened to for ever."""
+
+    def script(wire: Wire) -> None:
+        wire.read_head()
+        while True:
+            wire.send(b"HTTP/1.1 102 Processing\r\n\r\n" * 100)
+
+    with Server(script) as server:
+        attempt = send(clients(server.url(), read_timeout_s=0.3), file_of(LARGE))
+    assert (attempt.trouble, attempt.answer, attempt.sent_all) == (Trouble.STALLED, None, False)
+
+
 @pytest.mark.parametrize(
     ("data", "final"),
     [
@@ -409,6 +423,19 @@ def test_a_stall_within_the_body(clients: Clients, file_of: Files) -> None:
     assert "took no more bytes" in attempt.detail
 
 
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most writes of a client go out in parts."""
+
+    def new_conn(connection: urllib3.connection.HTTPConnection) -> socket.socket:
+        sock = connect(connection)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        return sock
+
+    connect = urllib3.connection.HTTPConnection._new_conn
+    monkeypatch.setattr(urllib3.connection.HTTPConnection, "_new_conn", new_conn)
+
+
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 def test_a_slow_receiver_is_no_stall(
     secure: bool,  # noqa: FBT001
@@ -416,7 +443,7 @@ def test_a_slow_receiver_is_no_stall(
     file_of: Files,
     authority: Authority,
     loopback_tls: ssl.SSLContext,
-    monkeypatch: pytest.MonkeyPatch,
+    small_buffers: None,
 ) -> None:
     """As long as some bytes move the sending goes on, and they arrive in their order.
 
@@ -433,13 +460,6 @@ def test_a_slow_receiver_is_no_stall(
         received.append((head, bytes(body)))
         wire.send(OK)
 
-    def with_a_small_buffer(connection: urllib3.connection.HTTPConnection) -> socket.socket:
-        sock = connect(connection)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-        return sock
-
-    connect = urllib3.connection.HTTPConnection._new_conn
-    monkeypatch.setattr(urllib3.connection.HTTPConnection, "_new_conn", with_a_small_buffer)
     pause = threading.Event()
     received: list[tuple[bytes, bytes]] = []
     with Server(script, tls=loopback_tls if secure else None) as server:
@@ -462,6 +482,18 @@ def test_a_refused_connection(clients: Clients, file_of: Files) -> None:
     assert (attempt.trouble, attempt.answer, attempt.sent_all) == (Trouble.CONNECT, None, False)
     assert attempt.detail == f"no connection to 127.0.0.1:{port}: Connection refused"
     assert client.resolved
+
+
+def test_a_connection_that_waits_in_a_queue(clients: Clients, file_of: Files) -> None:
+    """A host that does not take the connection is given up after the connect timeout, not the read timeout."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as queue:
+        for _ in range(4):  # more than the queue holds
+            waiting = queue.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        attempt = send(clients(url, connect_timeout_s=0.3, read_timeout_s=1000), file_of(SMALL))
+    assert (attempt.trouble, attempt.sent_all) == (Trouble.CONNECT, False)
 
 
 def test_a_connection_that_is_not_taken(clients: Clients, file_of: Files, loopback_tls: ssl.SSLContext) -> None:
@@ -572,9 +604,11 @@ def test_a_proxy_may_speak_tls_itself(
     authority: Authority,
     loopback_tls: ssl.SSLContext,
     monkeypatch: pytest.MonkeyPatch,
+    small_buffers: None,
 ) -> None:
     """An https:// proxy forwards, and tunnels TLS within TLS, whatever the size."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))  # of http:// the system's trust counts
+    if scheme == "http":
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))  # the system's trust counts then
     tls = authority.server_context("DNS:files.example") if scheme == "https" else None
     bundle = authority.certificate if tls else None
     with StandIn(tls=tls) as service:
@@ -586,6 +620,39 @@ def test_a_proxy_may_speak_tls_itself(
         assert [file.bytes for file in service.stored] == [10, BIG]
     assert [attempt.answer and attempt.answer.status for attempt in attempts] == [200, 200]
     assert len(proxy.asked) == 1
+
+
+def test_an_early_refusal_through_a_tunnel(
+    clients: Clients, file_of: Files, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a refusal leaves of itself is not taken for the proxy's answer to the next CONNECT."""
+    tls = authority.server_context("DNS:files.example")
+    with Server(refusing(413, ENDINGS["reads on"]), Recorder(), tls=tls) as server:
+        with Proxy(("127.0.0.1", server.port)) as proxy:
+            monkeypatch.setenv("https_proxy", proxy.address)
+            client = clients("https://files.example/v1", ca_bundle=authority.certificate)
+            attempts = [send(client, file_of(LARGE)), send(client, file_of(SMALL))]
+            client.close()
+    assert [attempt.answer and attempt.answer.status for attempt in attempts] == [413, 200]
+    assert len(proxy.asked) == 2
+
+
+def test_a_handshake_that_fails_within_a_tunnel(
+    clients: Clients, file_of: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy did its part: what speaks no TLS is behind it."""
+
+    def script(wire: Wire) -> None:
+        wire.send(b"no TLS\r\n")
+        wire.read_to_end()
+
+    with Server(script) as server:
+        with Proxy(("127.0.0.1", server.port)) as proxy:
+            monkeypatch.setenv("https_proxy", proxy.address)
+            client = clients("https://files.example/v1")
+            attempt = send(client, file_of(SMALL))
+            client.close()
+    assert (attempt.trouble, attempt.sent_all) == (Trouble.CONNECT, False)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
