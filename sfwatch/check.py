@@ -301,7 +301,7 @@ class _Audit:
     def count(self, lines: Iterator[bytes | Skimmed]) -> None:
         """Count the lines, whatever they hold."""
         for self.number, line in enumerate(lines, 1):
-            self.blank += isinstance(line, bytes) and is_blank(line)
+            self.blank += line.blank if isinstance(line, Skimmed) else is_blank(line)
 
     def warn(self, reason: str) -> None:
         """Note something about the present line that hinders nothing."""
@@ -315,17 +315,19 @@ class _Audit:
             return
         if explained.custom_id:
             self._identify(explained.custom_id)
-        if not explained.breaches:
+        if explained.odd_model:
+            self.warn("model_invalid")
+        elif not explained.breaches:
             self._count_model(explained.model)
 
     def _explain(self, line: bytes | Skimmed, explain_line: Callable[[bytes], Explained]) -> Explained | None:
-        if isinstance(line, Skimmed):
-            self.warn("line_not_parsed")
-            self._found(line.breaches)
-            return None
-        if is_blank(line):
+        if line.blank if isinstance(line, Skimmed) else is_blank(line):
             self.blank += 1
             self.warn("blank_lines")
+            return None
+        if isinstance(line, Skimmed):
+            self.warn("line_not_parsed")
+            self._found(line.breaches or line.misshapen(only_objects=explain_line is explain))
             return None
         if line.endswith(_CRLF):
             self.warn("crlf")
@@ -372,6 +374,7 @@ _WARNINGS = {
     "crlf": "ends in CRLF, not in a newline alone",
     "blank_lines": "is blank",
     "model_missing": "names no body.model",
+    "model_invalid": "has a body.model that is no string",
     "line_not_parsed": "is too large to be parsed: the service may find what was not looked for here",
     "ids_not_compared": f"and those after it have ids that were not compared: only {MAX_IDS:,} are remembered",
     "no_final_newline": "is the last one and has no newline at its end",

@@ -52,6 +52,8 @@ class Explained:
     parsed: bool = True
     custom_id: str | None = None
     model: str | None = None
+    odd_model: bool = False
+    """There is a model, and it is no string."""
 
 
 class Message(msgspec.Struct, gc=False):
@@ -119,15 +121,26 @@ def explain(line: bytes) -> Explained:
         wrong = Breach("not_object", f"the line must be a JSON object (got {_shown(value)})")
         return Explained((*breaches, wrong))
     found = (*breaches, *_custom_id_breaches(value), *_body_breaches(value))
-    return Explained(found, custom_id=_text_or_none(value.get("custom_id")), model=_model(value))
+    model = _model(value)
+    return Explained(
+        found,
+        custom_id=_text_or_none(value.get("custom_id")),
+        model=_text_or_none(model),
+        odd_model=not isinstance(model, str | None),
+    )
 
 
 class Skimmed:
-    """A line too long to be kept and parsed: its bytes are looked at as they pass, that is all."""
+    """A line too long to be kept and parsed: its bytes are looked at as they pass, that is all.
+
+    Its first and last bytes that are not blank show most lines that are no JSON.
+    """
 
     def __init__(self) -> None:
         self.breaches: tuple[Breach, ...] = ()
         self._size = 0
+        self._head = b""
+        self._end = b""
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def add(self, piece: bytes, *, last: bool = False) -> None:
@@ -136,6 +149,28 @@ class Skimmed:
         if not self.breaches:
             self.breaches = self._look(piece, self._size - held, last=last)
         self._size += len(piece)
+        if len(self._head) < len(codecs.BOM_UTF8):
+            self._head = (self._head + piece).lstrip(_BLANKS)[: len(codecs.BOM_UTF8)]
+        self._end = piece.rstrip(_BLANKS)[-1:] or self._end
+
+    @property
+    def blank(self) -> bool:
+        """Whether there was nothing but white space."""
+        return not self._head
+
+    def misshapen(self, *, only_objects: bool) -> tuple[Breach, ...]:
+        """Say why the line can't be a JSON value (`only_objects`: a request), by its two ends."""
+        begin, end = self._head[:1], self._end
+        if self.blank:
+            return ()
+        if self._head == codecs.BOM_UTF8:
+            return (_BOM,)
+        if begin not in _ENDS or end not in _ENDS[begin]:
+            return (Breach("not_json", f"not JSON: begins with {_byte(begin)} and ends with {_byte(end)}"),)
+        if only_objects and begin != b"{":
+            wrong = f"the line must be a JSON object (begins with {_byte(begin)})"
+            return (Breach("not_object", wrong),)
+        return ()
 
     def _look(self, piece: bytes, held_from: int, *, last: bool) -> tuple[Breach, ...]:
         try:
@@ -146,6 +181,12 @@ class Skimmed:
 
 
 # --- from bytes to a value ---------------------------------------------------------------------------------
+
+_BOM = Breach("bom", "begins with a byte order mark (EF BB BF): save the file as UTF-8 without one")
+_GZIP = b"\x1f\x8b"
+_DIGITS = tuple(b"%d" % digit for digit in range(10))
+_ENDS = {b"{": (b"}",), b"[": (b"]",), b'"': (b'"',)} | dict.fromkeys((b"-", *_DIGITS), _DIGITS)
+"""What a JSON value ends with, by what it begins with; nothing else can be long."""
 
 _NOTHING = object()
 """Stands for a line without a value; None is one (`null`)."""
@@ -160,7 +201,7 @@ def _parse(line: bytes) -> tuple[Any, tuple[Breach, ...]]:
         return _NOTHING, nul
     bom: tuple[Breach, ...] = ()
     if text.startswith("\ufeff"):
-        bom = (Breach("bom", "begins with a byte order mark (EF BB BF): save the file as UTF-8 without one"),)
+        bom = (_BOM,)
         text = text[1:]
     value, fault = _load(text)
     return value, (*bom, Breach("not_json", fault)) if fault else bom
@@ -174,7 +215,8 @@ def _load(text: str) -> tuple[Any, str | None]:
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_int=_integer), None
     except json.JSONDecodeError as error:
-        return _NOTHING, f"not JSON: {error.msg[:1].lower()}{error.msg[1:]} at character {error.pos + 1}"
+        said = error.msg.removesuffix(" at")  # some of its messages are made to be followed by a place
+        return _NOTHING, f"not JSON: {said[:1].lower()}{said[1:]} at character {error.pos + 1}"
     except RecursionError:
         return _NOTHING, "not usable as JSON: nested too deeply"
     except ValueError as error:
@@ -196,6 +238,8 @@ def _not_utf8(data: bytes, start: int, data_from: int = 0) -> Breach:
         "; it looks like UTF-16" if at == 0 and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else ""
     )
     where = f"byte 0x{data[start]:02x} at offset {at} of the line"
+    if at == 1 and data[: start + 1].endswith(_GZIP):
+        return Breach("not_utf8", f"{where} is not UTF-8: it looks compressed (gzip), so unpack the file")
     return Breach("not_utf8", f"{where} is not UTF-8{hint}: save the file as UTF-8")
 
 
@@ -268,9 +312,9 @@ def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _model(request: dict[str, Any]) -> str | None:
+def _model(request: dict[str, Any]) -> Any:
     body = request.get("body")
-    return _text_or_none(body.get("model")) if isinstance(body, dict) else None
+    return body.get("model") if isinstance(body, dict) else None
 
 
 # --- values in sentences -----------------------------------------------------------------------------------
@@ -290,6 +334,10 @@ def quoted(text: str) -> str:
     """Quote a text of unknown origin: on one line, nothing a terminal would obey, at most 60 characters."""
     safe = "".join(map(_printable, text[: QUOTED + 1]))
     return f'"{safe}"' if len(safe) <= QUOTED else f'"{safe[: QUOTED - 1]}…"'
+
+
+def _byte(byte: bytes) -> str:
+    return quoted(byte.decode()) if byte.isascii() else f"byte 0x{byte.hex()}"
 
 
 def _printable(char: str) -> str:

@@ -196,7 +196,7 @@ def test_models_are_bounded() -> None:
 @pytest.mark.parametrize("step", [1, 7, 64])
 def test_a_line_too_long_to_parse(step: int) -> None:
     """A line above the limit is counted, hashed and skimmed, but not parsed; the lines around it are."""
-    data = text(request("a"), b"no JSON " * 100, request("a"))
+    data = text(request("a"), b'{"no": JSON }' * 50, request("a"))
     result = checked(data, step=step, longest_line=200)
     assert reasons(result) == [(3, "custom_id_repeated")]
     assert warned(result) == [(2, "line_not_parsed")]
@@ -209,6 +209,40 @@ def test_a_line_of_too_many_values_to_parse() -> None:
     result = checked(data, step=len(data))
     assert reasons(result) == []
     assert warned(result) == [(2, "line_not_parsed")]
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "found"),
+    [
+        (b"x" * 500, Check.BATCH, ["not_json"]),
+        (b"x" * 500, Check.JSONL, ["not_json"]),
+        (b"[" + b"1," * 250 + b"1]", Check.BATCH, ["not_object"]),
+        (b"[" + b"1," * 250 + b"1]", Check.JSONL, []),
+        (b'{"a": "' + b"x" * 500, Check.BATCH, ["not_json"]),
+        (b" {" + b"x" * 500 + b"}\r", Check.BATCH, []),
+    ],
+)
+def test_the_ends_of_a_line_too_long_to_parse(line: bytes, level: Check, found: list[str]) -> None:
+    """A line that can't be what it should by its first or last byte is a finding, not only a warning."""
+    result = checked(text(request("a"), line), level, step=64, longest_line=200)
+    assert [reason for _, reason in reasons(result)] == found
+    assert (2, "line_not_parsed") in warned(result)
+
+
+def test_blanks_too_long_to_parse() -> None:
+    """They are a blank line like any other, and no line is counted for them."""
+    for level in Check:
+        result = checked(b" " * 500 + b"\n", level, step=64, longest_line=200)
+        assert (result.lines, reasons(result)) == (0, [(None, "empty")])
+
+
+def test_a_model_that_is_no_string() -> None:
+    """The warning does not claim that there is none."""
+    result = checked(text(request("a", model=7), request("b", model=None)))
+    assert [warning.detail for warning in result.warnings] == [
+        "line 1 has a body.model that is no string",
+        "line 2 names no body.model",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -373,4 +407,5 @@ def test_memory_does_not_grow_with_a_line() -> None:
     finally:
         tracemalloc.stop()
     assert warned(result) == [(1, "line_not_parsed"), (1, "no_final_newline")]
+    assert reasons(result) == [(1, "not_json")]
     assert peak < 8 * 1024 * 1024
