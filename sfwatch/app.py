@@ -162,7 +162,8 @@ def signals(mailbox: Mailbox) -> Iterator[None]:
     def deliver(number: int, _frame: FrameType | None) -> None:
         mailbox.put(Signalled(number))
 
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    # SIGHUP comes when a terminal closes; its default action would end the process without any grace.
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
     before = {number: signal.signal(number, deliver) for number in wanted}
     try:
         yield

@@ -156,21 +156,26 @@ class Daemon:
     def start(self) -> None:
         """Make what may be made, and say that it begins."""
         self.started_at = self.clock()
+        names = [inbox.name for inbox in self.config.inboxes]
         self.log(
             "daemon.started",
             version=__version__,
             pid=os.getpid(),
             config=self.config.source,
             state_dir=self.config.state_dir,
-            inboxes=[inbox.name for inbox in self.config.inboxes],
+            inboxes=names,
         )
+        self.log("config.loaded", config=self.config.source, inboxes=names)
         self.inboxes.start(self.started_at)
 
     def run(self) -> None:
         """Turn until told to stop, or, when draining, until nothing is left to do."""
         while not self.over():
             self.turn()
-        self.log("daemon.stopped", done=self.counts.done, failed=self.counts.failed, waiting=len(self.table))
+        if self.drain_until is not None:
+            self.inboxes.tell_unfinished()
+        waiting = self.unfinished()
+        self.log("daemon.stopped", done=self.counts.done, failed=self.counts.failed, waiting=waiting)
 
     def turn(self) -> None:
         """Wait for the next thing to do, and do what is due."""
@@ -378,7 +383,7 @@ class Daemon:
         entry = self.table.get(key)
         service = self.service_of[key[0]]
         went_out = key in service.under_way
-        for blocked in service.end(key):
+        for blocked in service.end(key, settled=_is_settled(outcome)):
             other = self.table.get(blocked)
             if other is not None and other.stage is Stage.READY:
                 self.table.ready(other)
@@ -746,6 +751,17 @@ def _proves_storage(outcome: Outcome) -> bool:
             return verdict.reason != "no_key"
         case _:
             return False
+
+
+def _is_settled(outcome: Outcome) -> bool:
+    """Whether it is known what became of the attempt."""
+    match outcome:
+        case Unknown() | LookAgain() | Undecided():
+            return False
+        case Deferred(known=known):
+            return known is None or known.state is not State.UNKNOWN
+        case _:
+            return True
 
 
 def _alike(verdict: Verdict) -> str:

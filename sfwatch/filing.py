@@ -34,6 +34,15 @@ STORAGE_REASONS = {
 """Short codes for what keeps a folder from taking a file; anything else is `io_error`."""
 
 
+_REMEDIES = {
+    "no_space": "free some space there",
+    "quota": "free some space there, or raise the quota of this user",
+    "read_only": "make it writable; under systemd, ReadWritePaths= has to name it or its parent",
+    "no_permission": "give this user r, w and x there",
+    "missing": "make it, or mount what belongs there",
+}
+
+
 class StorageError(Exception):
     """A folder does not take what must be written there."""
 
@@ -41,7 +50,8 @@ class StorageError(Exception):
         super().__init__(f"{folder}: {error.strerror or error}")
         self.folder = folder
         self.reason = STORAGE_REASONS.get(error.errno or 0, "io_error")
-        self.detail = f"{folder} does not take files: {error.strerror or error}"
+        remedy = _REMEDIES.get(self.reason, "see what is wrong with its disk")
+        self.detail = f"{folder} does not take files: {error.strerror or error}; {remedy}"
 
     def outcome(self, *, claimed: bool, known: Delivery | None = None) -> NoStorage:
         """Say it as the outcome of a job."""

@@ -22,9 +22,11 @@ from sfwatch.watch import Watched
 WAITING_DETAIL = {
     "empty": "it is empty: it is taken once something is in it",
     "being_written": "a process has it open for writing",
-    "incomplete": "its last line is not whole JSON: it is taken if nothing more comes",
+    "incomplete": "its last line is not whole JSON: it is taken if nothing more comes for half a minute",
     "hole": "space was reserved for it that is not filled yet",
     "no_marker": "it is taken as soon as its marker is there",
+    "settling": "it has not rested for long enough yet",
+    "retry": "it waits for its next try",
 }
 
 SKIPPED_DETAIL = {
@@ -70,10 +72,12 @@ class Inboxes:
             return
         if self.journal.folder_seen(path):
             return
-        with contextlib.suppress(OSError):
+        try:
             os.mkdir(path, 0o770)  # noqa: PTH102 - its parent must be there: it may be a mount point
             self.journal.saw_folder(path)
             self.log("folder.created", inbox=inbox, path=path)
+        except OSError as error:  # that it is missing is said where it is needed, and why it could not be made
+            self.watched[inbox].unmade = error.strerror
 
     def _tell_orphaned_rows(self) -> None:
         paths = {str(inbox.path) for inbox in self.config.inboxes}
@@ -98,7 +102,7 @@ class Inboxes:
             elif w.foreign_told:  # their daemon may have ended meanwhile
                 self._adopt(w, now)
         except OSError as error:
-            self._lost(w, watch.why_lost(w.inbox.path, error), now)
+            self._lost(w, watch.why_lost(w, error), now)
             return
         except claim.ClaimError as error:
             self._lost(w, (error.reason, error.detail), now)
@@ -344,6 +348,14 @@ class Inboxes:
                 reason=reason,
                 detail=detail or WAITING_DETAIL.get(reason),
             )
+
+    def tell_unfinished(self) -> None:
+        """Say of each file that is left why it is, as far as that was not said yet."""
+        for entry in self.table.entries():
+            if entry.stage is not Stage.PARKED and entry.reason is None and entry.seen:
+                looked_at = entry.stage is Stage.SETTLING
+                reason = "empty" if looked_at and entry.size == 0 else "settling" if looked_at else "retry"
+                self.tell(entry, reason, None)
 
     def _tell_namesake(self, entry: Entry) -> None:
         """Say once that a newcomer waits; a file that is only just being claimed is no newcomer."""

@@ -32,7 +32,7 @@ _EVENTS: Mapping[str, tuple[str, str]] = {
     "daemon.ready": ("info", "files total_s"),
     "daemon.stopping": ("info", "signal under_way grace_s"),
     "daemon.stopped": ("info", "done failed waiting"),
-    "config.loaded": ("info", "config inboxes needs_restart"),
+    "config.loaded": ("info", "config inboxes"),
     "config.rejected": ("error", "config problems"),
     "config.warning": ("warning", "detail"),
     "journal.set_aside": ("error", "path reason detail"),
@@ -76,7 +76,7 @@ _EVENTS: Mapping[str, tuple[str, str]] = {
         "error",
         f"{_END} trace_id http_status reason detail line report",
     ),
-    "target.held": ("error", "target reason detail http_status waiting probe_in_s"),
+    "target.held": ("error", "target reason detail waiting probe_in_s"),
     "target.resumed": ("info", "target reason waiting held_s"),
     "storage.held": ("error", "path reason detail waiting probe_in_s"),
     "storage.resumed": ("info", "path reason waiting held_s"),
@@ -109,7 +109,6 @@ KEYS: Mapping[str, str] = {
     "line": "line number in the file, from 1",
     "lines": "lines of the file that are not blank",
     "mode": "how the inbox is watched: inotify or polling",
-    "needs_restart": "changed keys that only a restart takes up",
     "orphans": "ids at the service that belong to no file of ours",
     "others": "names in the inbox that sfwatch does not take",
     "path": "a file or folder",
@@ -130,7 +129,7 @@ KEYS: Mapping[str, str] = {
     "signal": "the signal that ended it",
     "size": "the file's size in bytes",
     "state_dir": "the folder of the journal",
-    "target": "the service's host and where the key comes from",
+    "target": "the service's address and where the key comes from",
     "total_s": "seconds from the first sight to the end",
     "trace_id": "the service's trace id: its support asks for it",
     "traceback": "where in the code it happened",
@@ -138,7 +137,7 @@ KEYS: Mapping[str, str] = {
     "under_way": "files being worked on",
     "version": "sfwatch's version",
     "waited_s": "seconds since the file was first seen",
-    "waiting": "how many files wait for it",
+    "waiting": "how many files are neither done nor failed",
 }
 
 

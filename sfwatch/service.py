@@ -22,6 +22,7 @@ class Service:
     inboxes: deque[str]
     under_way: dict[Key, str | None] = field(default_factory=dict)
     blocked: dict[str, list[Key]] = field(default_factory=dict)
+    unsettled: dict[str, Key] = field(default_factory=dict)  # remote names of lost uploads, and whose they are
     held_before_s: float = 0.0
 
     @property
@@ -63,14 +64,26 @@ class Service:
         self.under_way[key] = remote_name
         self.state = rules.started(self.state, key, now)
 
-    def end(self, key: Key) -> list[Key]:
-        """Note that this file is back; return the files that waited for its remote name."""
+    def end(self, key: Key, *, settled: bool = True) -> list[Key]:
+        """Note that this file is back; return the files that waited for its remote name.
+
+        The name stays taken until it is `settled` what became of the attempt.
+        """
         remote_name = self.under_way.pop(key, None)
-        return self.blocked.pop(remote_name, []) if remote_name else []
+        if remote_name is None:
+            return []
+        if not settled:
+            self.unsettled[remote_name] = key
+            return []
+        if self.unsettled.get(remote_name) == key:
+            del self.unsettled[remote_name]
+        return self.blocked.pop(remote_name, [])
 
     def blocks(self, key: Key, remote_name: str | None) -> bool:
         """Set a file aside whose remote name is in use: two attempts of one name cannot be told apart."""
-        if remote_name is None or remote_name not in self.under_way.values():
+        if remote_name is None:
+            return False
+        if remote_name not in self.under_way.values() and self.unsettled.get(remote_name, key) == key:
             return False
         self.blocked.setdefault(remote_name, []).append(key)
         return True

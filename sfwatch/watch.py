@@ -5,7 +5,6 @@ looks like an idle one to the doorbell. An inbox that is lost is looked for as o
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from sfwatch import arrive, files
 from sfwatch.settings import Config, Inbox, Proof
@@ -22,6 +21,7 @@ class Watched:
     mode: arrive.WatchMode | None = None
     identity: files.Identity | None = None
     lost: tuple[str, str] | None = None
+    unmade: str | None = None  # why it could not be made at the start
     told: str | None = None  # how it is watched, as it was said last
     others: int = 0
     looked: bool = False
@@ -86,11 +86,14 @@ def lose(watched: Watched, doorbell: arrive.Doorbell) -> None:
     watched.identity = None
 
 
-def why_lost(path: Path, error: OSError) -> tuple[str, str]:
+def why_lost(w: Watched, error: OSError) -> tuple[str, str]:
     """Return a code and a sentence for an inbox that cannot be looked at."""
+    path = w.inbox.path
     match error:
         case FileNotFoundError():
-            return "missing", f"{path} is not there: mount it, or make it anew; it is looked for all the time"
+            unmade = f" (it could not be made: {w.unmade})" if w.unmade else ""
+            detail = f"{path} is not there{unmade}: mount it, or make it anew; it is looked for all the time"
+            return "missing", detail
         case PermissionError():
             return "unreadable", f"{path} may not be read by this user: give it r, w and x there"
         case NotADirectoryError():

@@ -39,8 +39,8 @@ LINES: dict[str, tuple[dict[str, Any], str]] = {
         "daemon.stopped     3 done · 1 failed · 0 waiting",
     ),
     "config.loaded": (
-        {"config": "/e/s.yaml", "inboxes": ["a"], "needs_restart": ["state_dir"]},
-        "config.loaded      /e/s.yaml · inboxes: a · needs a restart: state_dir",
+        {"config": "/e/s.yaml", "inboxes": ["a"]},
+        "config.loaded      /e/s.yaml · inboxes: a",
     ),
     "config.rejected": (
         {"config": "/e/s.yaml", "problems": ["a: bad", "b: worse"]},
@@ -201,14 +201,13 @@ LINES: dict[str, tuple[dict[str, Any], str]] = {
         {
             "target": "api (file /k)",
             "reason": "unauthorized",
-            "http_status": 401,
             "waiting": 3,
             "probe_in_s": 1.0,
             "detail": "the key is refused",
         },
         (
             "target.held        api (file /k)             "
-            "unauthorized · HTTP 401 · 3 waiting · next try in 1 s  the key is refused"
+            "unauthorized · 3 waiting · next try in 1 s  the key is refused"
         ),
     ),
     "target.resumed": (

@@ -83,3 +83,16 @@ def test_a_file_whose_remote_name_is_in_use_waits_for_that_one_alone() -> None:
     assert it.end(("b", "y")) == []
     assert it.end(("a", "x")) == [("b", "x")]
     assert it.end(("a", "x")) == []
+
+
+def test_a_name_stays_taken_until_the_attempt_is_settled() -> None:
+    """A lost answer keeps files of its remote name set aside, without anybody reading them again and again."""
+    one, other = ("a", "x.jsonl"), ("b", "x.jsonl")
+    it, _ = service("a", "b")
+    it.start(one, "x.jsonl", 0.0)
+    assert it.end(one, settled=False) == []
+    assert it.blocks(other, "x.jsonl")
+    assert not it.blocks(one, "x.jsonl")
+    it.start(one, "x.jsonl", 1.0)
+    assert it.end(one) == [other]
+    assert not it.blocks(other, "x.jsonl")

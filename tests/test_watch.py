@@ -59,7 +59,8 @@ def test_an_inbox_that_is_lost_and_the_same_again_has_changed(inbox: Inbox, door
 )
 def test_why_an_inbox_is_lost_is_a_code_and_a_sentence_with_its_path(error: OSError, reason: str) -> None:
     """A person reads which folder, and what is wrong with it."""
-    code, sentence = watch.why_lost(Path("/srv/in"), error)
+    inbox = Inbox(Path("/srv/in"), "in", done=Path("/srv/done"), failed=Path("/srv/failed"))
+    code, sentence = watch.why_lost(watch.watched(inbox), error)
     assert code == reason
     assert "/srv/in" in sentence
 
