@@ -500,21 +500,20 @@ def sight(inbox: Inbox, name: str, *, wall: float, moved_in: bool) -> Sighting |
                 return _sighting(fd, marker=marker, moved_in=moved_in, wall=wall)
     except FileNotFoundError:
         raise
-    except PermissionError as error:
-        return Unreadable(_forbidden(inbox.path / name) or f"{inbox.path / name}: {error.strerror}")
     except OSError as error:
-        _require_there(inbox.path / name)
-        return Unreadable(f"{inbox.path / name}: {error.strerror}")
+        return _unreadable(inbox.path / name, error)
 
 
-def _require_there(path: Path) -> None:
-    """A fault on the way to a name that is gone says nothing about a file."""
+def _unreadable(path: Path, error: OSError) -> Unreadable:
+    """FileNotFoundError if the name is gone: a fault on the way to it says nothing about a file then."""
     try:
-        path.lstat()
+        st = path.lstat()
     except FileNotFoundError:
         raise
     except OSError:
-        return
+        return Unreadable(f"{path}: {error.strerror}")
+    forbidden = isinstance(error, PermissionError)
+    return Unreadable(_forbidden(path, st) if forbidden else f"{path}: {error.strerror}", st.st_size)
 
 
 @contextmanager
@@ -547,12 +546,8 @@ def _sighting(fd: int, *, marker: bool, moved_in: bool, wall: float) -> Sighting
     return Sighting(fingerprint, lease, tail, marker, moved_in, age_s if age_s >= 0 else None)
 
 
-def _forbidden(path: Path) -> str | None:
+def _forbidden(path: Path, st: os.stat_result) -> str:
     """Why a file can't be read, by numbers: to look names up may ask a server and take long."""
-    try:
-        st = path.lstat()
-    except OSError:
-        return None
     readable_by_group = bool(st.st_mode & stat.S_IRGRP)
     remedy = f"let its group be one of {_groups()} (chgrp)" if readable_by_group else "chmod g+r"
     return (

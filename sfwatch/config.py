@@ -15,6 +15,7 @@ import difflib
 import ipaddress
 import os
 import re
+import shlex
 import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -61,11 +62,17 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """The configuration can't be used; `problems` says all that is wrong with it."""
+    """The configuration can't be used; `problems` says all that is wrong with it.
 
-    def __init__(self, problems: Iterable[Problem], source: Path | None = None) -> None:
+    `forbidden`: it is there, and this user may not read it.
+    """
+
+    def __init__(
+        self, problems: Iterable[Problem], source: Path | None = None, *, forbidden: bool = False
+    ) -> None:
         self.problems = tuple(problems)
         self.source = source
+        self.forbidden = forbidden
         super().__init__(
             "\n".join([f"{source or 'configuration'}:", *(f"  {problem}" for problem in self.problems)])
         )
@@ -135,10 +142,22 @@ def size(text: str) -> int:
     """Bytes of a size such as `64KB` (powers of ten) or `64KiB` (powers of two). Raises `Wrong`."""
     found = _SIZE.fullmatch(text)
     if found is None:
-        bare = re.fullmatch(_NUMBER, text)
-        hint = f"{text}KB, {text}MB or {text}GB" if bare else "a number and B, KB, MB, GB (or KiB, MiB, GiB)"
-        raise Wrong(f"{_shown(text)} is no size: write {hint}")
+        raise Wrong(f"{_shown(text)} is no size: write {_size_meant(text)}")
     return int(Decimal(found[1]) * _BYTES[found[2]])
+
+
+def _size_meant(text: str) -> str:
+    if not re.fullmatch(_NUMBER, text):
+        return "a number and B, KB, MB, GB (or KiB, MiB, GiB)"
+    if "." in text:
+        return f"{text}KB, {text}MB or {text}GB"
+    return _written_size(int(text))
+
+
+def _written_size(size: int) -> str:
+    """A number of bytes as it is written here: the same value in the largest unit that it is a multiple of."""
+    unit = max((unit for unit in _BYTES if size % _BYTES[unit] == 0), key=_BYTES.__getitem__)
+    return f"{size // _BYTES[unit]}{unit}" if size else "0B"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +178,16 @@ class Listed:
     """A list of values of one kind."""
 
     kind: Kind
+    example: str
     unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Keys below a key; `many` for a list of such."""
+    """Keys below a key, with an example of one; `many` for a list of such."""
 
     keys: tuple["Entry", ...]
+    example: str
     many: bool = False
     unit: str = ""
 
@@ -186,12 +207,22 @@ class Entry:
 
 
 def _duration(least: str, most: str) -> Kind:
+    def fits(text: str) -> bool:
+        return seconds(least) <= seconds(text) <= seconds(most)
+
     def read(text: str) -> float:
-        if not seconds(least) <= seconds(text) <= seconds(most):
+        if re.fullmatch(_NUMBER, text):
+            meant = [f"{text}{unit}" for unit in "smh" if fits(f"{text}{unit}")]
+            raise Wrong(f"{_shown(text)} is no duration: write {_any_of(meant) or f'{least} to {most}'}")
+        if not fits(text):
             raise Wrong(f"{_shown(text)} is out of bounds: write {least} to {most}")
         return seconds(text)
 
     return Kind(f"a duration, {least} to {most}", read, unit="_s")
+
+
+def _any_of(words: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def _whole(least: int, most: int) -> Kind:
@@ -206,9 +237,15 @@ def _whole(least: int, most: int) -> Kind:
 
 
 def _or_word(word: str, value: Any, kind: Kind) -> Kind:
-    return replace(
-        kind, form=f"{word}, or {kind.form}", read=lambda text: value if text == word else kind.read(text)
-    )
+    def read(text: str) -> Any:
+        try:
+            return value if text == word else kind.read(text)
+        except Wrong as wrong:
+            if re.fullmatch(r"0+[a-zA-Z]*", text):  # what others write for none
+                raise Wrong(f"{str(wrong).partition(':')[0]}: write {word}") from None
+            raise
+
+    return replace(kind, form=f"{word}, or {kind.form}", read=read)
 
 
 def _choice(words: Iterable[str], make: Callable[[str], Any] = str) -> Kind:
@@ -305,6 +342,7 @@ _RATE = Kind("a size a second, from 1KB", _read_rate)
 
 # ---- the keys ----
 
+_BASE_URL = "base_url: https://api.siliconflow.cn/v1"
 API = (
     Entry("base_url", Kind("an address", _read_url), "where the service is"),
     Entry("key_file", Kind("a path", _read_key_file, empty=True), "a file that holds the key and nothing else"),
@@ -320,7 +358,11 @@ INBOX = (
     Entry("name", _MAYBE_LINE, "what logs and commands call it; default: the folder's own name"),
     Entry("done", _MAYBE_PATH, 'where accepted files go; default: "done" beside the inbox'),
     Entry("failed", _MAYBE_PATH, 'where refused files go; default: "failed" beside the inbox'),
-    Entry("match", Listed(Kind("a pattern", _read_pattern)), "the names that are taken, letter case ignored"),
+    Entry(
+        "match",
+        Listed(Kind("a pattern", _read_pattern), '["*.jsonl"]'),
+        "the names that are taken, letter case ignored",
+    ),
     Entry("purpose", Kind("a word", _read_purpose), "sent along with each file"),
     Entry("settle", _duration("1ms", "1d"), "how long a file must rest where the kernel vouches for it"),
     Entry("settle_unproven", _duration("1ms", "1d"), "how long a file must rest where nothing vouches for it"),
@@ -332,7 +374,7 @@ INBOX = (
     Entry("check", _enum(Check), "what is looked into before sending"),
     Entry("max_bytes", _or_word("0", 0, _SIZE_KIND), "the largest file that is sent; 0 = no limit"),
     Entry("max_lines", _whole(0, 999_999_999), "the most lines that are sent; 0 = no limit"),
-    Entry("api", Section(API), "keys of api that differ for this inbox"),
+    Entry("api", Section(API, _BASE_URL), "keys of api that differ for this inbox"),
 )
 UPLOADS = (
     Entry("concurrency", _whole(1, 64), "uploads at the same time, for each host and key"),
@@ -356,17 +398,17 @@ LOG = (
     Entry("file", _MAYBE_PATH, "where events go; default: standard output"),
 )
 TOP = (
-    Entry("api", Section(API), "the service"),
-    Entry("inboxes", Section(INBOX, many=True), "the folders"),
-    Entry("uploads", Section(UPLOADS), "how hard the service is worked"),
+    Entry("api", Section(API, _BASE_URL), "the service"),
+    Entry("inboxes", Section(INBOX, "path: /srv/sfwatch/inbox", many=True), "the folders"),
+    Entry("uploads", Section(UPLOADS, "concurrency: 4"), "how hard the service is worked"),
     Entry("scan_interval", _duration("1s", "1d"), "time between full looks at every inbox"),
     Entry("poll_interval", _duration("100ms", "1d"), "the same where events can't be trusted"),
     Entry("state_dir", _MAYBE_PATH, "where the journal lies"),
     Entry("stop_grace", _duration("0s", "1d"), "how long uploads may go on after SIGTERM"),
-    Entry("status_file", _MAYBE_PATH, "what status commands and monitors read"),
+    Entry("status_file", _MAYBE_PATH, "reserved: the state in short"),
     Entry("history_days", _whole(1, 36500), "days for which finished files are remembered"),
-    Entry("metrics_file", _MAYBE_PATH, "Prometheus text file"),
-    Entry("log", Section(LOG), "the log"),
+    Entry("metrics_file", _MAYBE_PATH, "reserved: a Prometheus text file"),
+    Entry("log", Section(LOG, "level: info"), "the log"),
 )
 
 
@@ -414,6 +456,8 @@ def _told(error: yaml.MarkedYAMLError) -> str:
     if "alias" in words:
         words += ' (a value that begins with * must stand in quotes, such as match: ["*.jsonl"])'
         return words
+    if "mapping values are not allowed" in words:
+        words += " (is a colon missing in the line above, as in `inboxes:`, or is a colon in a value unquoted?)"
     if r"'\t'" in words:
         words += " (indent with spaces, not with tabs)"
     return re.sub(r"""'(?!<)[^']{3,}'|"[^"]{3,}\"""", "…", words)
@@ -458,9 +502,12 @@ def _value(node: yaml.Node, where: str, kind: Kind | Listed | Section, notes: _N
         found = _scalar(node, kind)
         return _absolute(notes.base, found) if isinstance(found, Path) else found
     if isinstance(kind, Listed):
-        return tuple(_items(node, where, lambda item, _: _scalar(item, kind.kind), notes))
+        return tuple(_items(node, where, lambda item, _: _scalar(item, kind.kind), kind.example, notes))
     if kind.many:
-        return [*_items(node, where, lambda item, path: (path, _below(item, path, kind, notes)), notes)]
+        example = f"[{{{kind.example}}}]"
+        return [
+            *_items(node, where, lambda item, path: (path, _below(item, path, kind, notes)), example, notes)
+        ]
     return _below(node, where, kind, notes)
 
 
@@ -468,13 +515,15 @@ def _below(node: yaml.Node, where: str, kind: Section, notes: _Notes) -> dict[st
     if node.tag == _NULL:  # a section whose keys are all commented out
         return {}
     if not isinstance(node, yaml.MappingNode):
-        raise Wrong(f"must hold keys: {', '.join(entry.name for entry in kind.keys)}")
+        raise Wrong(f"must hold keys, such as {kind.example}")
     return _section(node, where, kind.keys, notes)
 
 
-def _items(node: yaml.Node, where: str, read: Callable[[yaml.Node, str], Any], notes: _Notes) -> Iterator[Any]:
+def _items(
+    node: yaml.Node, where: str, read: Callable[[yaml.Node, str], Any], example: str, notes: _Notes
+) -> Iterator[Any]:
     if not isinstance(node, yaml.SequenceNode) or not node.value:
-        raise Wrong("must be a list with at least one item")
+        raise Wrong(f"must be a list with at least one item, such as {example}")
     for index, item in enumerate(node.value):
         path = f"{where}[{index}]"
         notes.lines[path] = item.start_mark.line + 1
@@ -737,13 +786,25 @@ def _read_text(path: Path) -> str:
         problem = Problem("", line, "is not UTF-8: save the file as UTF-8")
     except PermissionError:
         problem = Problem(
-            "", None, f"may not be read by user id {os.geteuid()}: mend its owner or mode, or name another"
+            "", None, f"may not be read by uid {os.geteuid()}: {_standing(path)}, or name another with -c"
         )
+        raise ConfigError([problem], path, forbidden=True) from None
     except FileNotFoundError:
         problem = Problem("", None, "does not exist: make it, or name another with -c")
     except OSError as error:
         problem = Problem("", None, f"can't be read ({error.strerror}): mend that, or name another with -c")
     raise ConfigError([problem], path)
+
+
+def _standing(path: Path) -> str:
+    """Who a file belongs to, and what would let us read it."""
+    try:
+        st = path.stat()
+    except OSError:
+        return "let it enter the folders above (chmod +x)"
+    file = shlex.quote(str(path))
+    whose = f"uid {st.st_uid}, gid {st.st_gid}, mode {stat.S_IMODE(st.st_mode):04o}"
+    return f"it belongs to {whose}; chgrp {os.getegid()} {file} && chmod g+r {file}"
 
 
 def _is_writable(folder: Path) -> bool:

@@ -55,9 +55,10 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A look that failed; `detail` names owner and mode, and what to do."""
+    """A look that failed; `detail` names owner and mode, and what to do. `size`: bytes, None if unknown."""
 
     detail: str
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

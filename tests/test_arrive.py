@@ -773,7 +773,7 @@ def test_a_lease_that_somebody_holds_makes_the_file_unreadable_for_now(folder: P
     fd = os.open(folder / "x.jsonl", os.O_RDWR)
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     try:
-        assert sight(folder) == Unreadable(f"{folder}/x.jsonl: {os.strerror(errno.EAGAIN)}")
+        assert sight(folder) == Unreadable(f"{folder}/x.jsonl: {os.strerror(errno.EAGAIN)}", size=len(LINE))
     finally:
         os.close(fd)
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,16 +293,29 @@ def test_a_key_that_is_given_twice_is_told_with_both_lines() -> None:
     ("text", "told"),
     [
         ("{}", "inboxes: is missing"),
+        ("inboxes", "must hold `key: value` lines: the smallest file that works is `inboxes: [{path: "),
+        (
+            "inboxes\n  - path: w/inbox",
+            "line 2: is not sound YAML: mapping values are not allowed here (is a colon",
+        ),
         ("inboxes:", "inboxes (line 1): must be a list with at least one item"),
         ("inboxes: []", "inboxes (line 1): must be a list with at least one item"),
-        ("inboxes: /srv/inbox", "inboxes (line 1): must be a list with at least one item"),
-        ("inboxes: {path: /srv}", "inboxes (line 1): must be a list with at least one item"),
-        ("inboxes:\n  - /srv/inbox", "inboxes[0] (line 2): must hold keys: path, name"),
+        (
+            "inboxes: /srv/inbox",
+            "inboxes (line 1): must be a list with at least one item, such as [{path: /srv/sfwatch/inbox}]",
+        ),
+        (
+            "inboxes: {path: /srv}",
+            "inboxes (line 1): must be a list with at least one item, such as [{path: /srv/sfwatch/inbox}]",
+        ),
+        ("inboxes:\n  - /srv/inbox", "inboxes[0] (line 2): must hold keys, such as path: /srv/sfwatch/inbox"),
         ("inboxes:\n  - name: x", "inboxes[0] (line 2): has no path"),
         ("inboxes:\n  -", "inboxes[0] (line 2): has no path"),
         ("inboxes:\n  - path:", "inboxes[0].path (line 2): has no value: write a path"),
-        (SMALLEST + "uploads: 4", "uploads (line 3): must hold keys: concurrency"),
-        (SMALLEST + "uploads: [concurrency]", "uploads (line 3): must hold keys: concurrency"),
+        (SMALLEST + "uploads: 4", "uploads (line 3): must hold keys, such as concurrency: 4"),
+        (SMALLEST + "uploads: [concurrency]", "uploads (line 3): must hold keys, such as concurrency: 4"),
+        (SMALLEST + "api: x", "api (line 3): must hold keys, such as base_url: https://api.siliconflow.cn/v1"),
+        (SMALLEST + "log: x", "log (line 3): must hold keys, such as level: info"),
     ],
 )
 def test_sections_of_the_wrong_shape(text: str, told: str) -> None:
@@ -391,6 +404,9 @@ def test_a_longer_settle_lengthens_the_default_of_settle_unproven() -> None:
     ("line", "told"),
     [
         ("settle: 5", "'5' is no duration: write 5s, 5m or 5h"),
+        ("settle: 100000", "'100000' is no duration: write 1ms to 1d"),
+        ("settle: 1000", "'1000' is no duration: write 1000s or 1000m"),
+        ("settle: 0", "'0' is no duration: write 1ms to 1d"),
         ("settle: 0.5", "'0.5' is no duration: write 0.5s, 0.5m or 0.5h"),
         ("settle: 1:30", "'1:30' is no duration: write a number and ms"),
         ("settle: 5 s", "'5 s' is no duration"),
@@ -406,7 +422,11 @@ def test_a_longer_settle_lengthens_the_default_of_settle_unproven() -> None:
         ("settle:", "has no value: write a duration"),
         ("settle: !!binary 5s", "has a tag"),
         ("settle: !x 5s", "has a tag"),
-        ("max_bytes: 5", "'5' is no size: write 5KB, 5MB or 5GB"),
+        ("max_bytes: 5", "'5' is no size: write 5B"),
+        ("max_bytes: 1000000", "'1000000' is no size: write 1MB"),
+        ("max_bytes: 1073741824", "'1073741824' is no size: write 1GiB"),
+        ("max_bytes: 1500", "'1500' is no size: write 1500B"),
+        ("max_bytes: 1.5", "'1.5' is no size: write 1.5KB, 1.5MB or 1.5GB"),
         ("max_bytes: 5kb", "'5kb' is no size: write a number and B, KB"),
         ("max_bytes: -1GB", "'-1GB' is no size"),
         ("max_bytes: unlimited", "'unlimited' is no size"),
@@ -431,7 +451,7 @@ def test_a_longer_settle_lengthens_the_default_of_settle_unproven() -> None:
         ("done: ~/done", "`~` is not expanded"),
         ("done: $HOME/done", "`$` is not expanded"),
         ("purpose: two words", "must be letters, digits"),
-        ('match: "*.jsonl"', "must be a list with at least one item"),
+        ('match: "*.jsonl"', 'must be a list with at least one item, such as ["*.jsonl"]'),
         ("match: []", "must be a list with at least one item"),
         ("settle_marker: a/b", "must be an ending"),
         ("settle_marker: .jsonl", "must be an ending"),
@@ -446,6 +466,21 @@ def test_values_that_are_refused(line: str, told: str) -> None:
     (problem,) = problems(inbox(line))
     key = line.partition(":")[0]
     assert problem.startswith(f"inboxes[0].{key} (line 3): {told}")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("give_up_after: 0", "uploads.give_up_after (line 3): '0' is no duration: write never"),
+        ("give_up_after: 0s", "uploads.give_up_after (line 3): '0s' is out of bounds: write never"),
+        ("max_rate: 0", "uploads.max_rate (line 3): '0' is no size: write unlimited"),
+        ("max_rate: 2000000", "uploads.max_rate (line 3): '2000000' is no size: write 2MB"),
+    ],
+)
+def test_the_word_for_none_is_told(line: str, told: str) -> None:
+    """Where zero would mean none, the word for none is named."""
+    (problem,) = problems(f"{SMALLEST}uploads: {{{line}}}")
+    assert problem.startswith(told)
 
 
 @pytest.mark.parametrize("pattern", ['""', "a/b", "[x]", '"a\\tb"', "~"])
@@ -844,6 +879,47 @@ def test_a_file_that_can_not_be_read(tmp_path: Path, make: Callable[[Path], obje
     with pytest.raises(ConfigError, match=told) as caught:
         config.read(tmp_path / "x.yaml", environ={})
     assert str(caught.value).startswith(f"{tmp_path}/x.yaml:")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the owner is changed, and root gives up its rights")
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    """Owner, mode, who may not, and the command that mends it; it is told apart from other faults."""
+    path = tmp_path / "x y.yaml"
+    path.write_text(SMALLEST)
+    path.chmod(0o600)
+    os.chown(path, 54322, 54322)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o711)
+    with as_user(54321), pytest.raises(ConfigError) as caught:
+        config.read(path, environ={})
+    assert caught.value.forbidden
+    (problem,) = caught.value.problems
+    assert problem.text == (
+        "may not be read by uid 54321: it belongs to uid 54322, gid 54322, mode 0600;"
+        f" chgrp 54321 '{path}' && chmod g+r '{path}', or name another with -c"
+    )
+
+
+def test_other_faults_are_no_matter_of_rights(tmp_path: Path) -> None:
+    """A missing file, say."""
+    with pytest.raises(ConfigError) as caught:
+        config.read(tmp_path / "x.yaml", environ={})
+    assert not caught.value.forbidden
+
+
+@contextlib.contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    """With the rights of somebody else, for a while."""
+    groups, gid = os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(uid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+        os.setgroups(groups)
 
 
 def test_the_configuration_is_found_in_order(tmp_path: Path) -> None:
