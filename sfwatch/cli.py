@@ -3,6 +3,7 @@
 Everything that comes from a file or a service is made printable first: nothing of it may steer a terminal.
 """
 
+import errno
 import io
 import json
 import os
@@ -41,7 +42,7 @@ _CONFIG = click.option(
     "-c",
     "--config",
     "path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # what can't be read is told with all other faults
     help="The configuration. Default: $SFWATCH_CONFIG, ./sfwatch.yaml, /etc/sfwatch/sfwatch.yaml.",
 )
 
@@ -69,16 +70,17 @@ def main() -> NoReturn:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sfwatch")
 def commands() -> None:
-    r"""Drop JSONL batch files into a folder: they are checked, uploaded, recorded and filed away.
+    """Drop JSONL batch files into a folder: they are checked, uploaded, recorded and filed away.
 
     \b
     Try it, without a key and without a network:
         sfwatch demo
+
     \b
     Run it:
         sfwatch check -c sfwatch.yaml
         sfwatch run -c sfwatch.yaml
-    """
+    """  # noqa: D301 - the backspace itself is what keeps click from filling the lines
 
 
 @commands.command()
@@ -119,7 +121,7 @@ def check(path: Path | None, names: tuple[str, ...], *, config_only: bool, onlin
     if config_only and not as_json:
         _settings(path)
         if sys.stdout.isatty():  # systemctl reload runs this: its log is for events
-            click.echo("ok  the configuration is sound")
+            _out("ok  the configuration is sound")
         sys.exit(OK)
     report = _ReportAsJson() if as_json else _ReportAsText()
     everything = bool(path or online or not names)
@@ -146,11 +148,11 @@ def _settings(path: Path | None) -> Config:
     except config.ConfigError as error:
         if not sys.stdout.isatty():
             problems = [str(problem) for problem in error.problems]
-            log = logs.event_log(lambda line: print(line, flush=True))  # noqa: T201 - before any log is set up
+            log = logs.event_log(_out)  # before any log is set up
             log("config.rejected", config=error.source, problems=problems)
         for problem in error.problems:
             click.echo(logs.printable(f"{error.source or 'sfwatch'}: {problem}"), err=True)
-        sys.exit(BAD_CONFIG)
+        sys.exit(NO_PERMISSION if error.forbidden else BAD_CONFIG)
 
 
 def _work(settings: Config, *, drain_s: float | None) -> int:
@@ -158,7 +160,7 @@ def _work(settings: Config, *, drain_s: float | None) -> int:
 
     owner = preflight.foreign_owner(settings.state_dir)
     if owner is not None:  # what another user writes there would be closed to the owner
-        run_as = preflight.as_user(owner, sys.argv[1:])
+        run_as = preflight.as_user(owner, _command())
         _end(NO_PERMISSION, f"{settings.state_dir} belongs to {preflight.user(owner)}; run: {run_as}")
     try:
         output = logs.Output(settings.log)
@@ -187,6 +189,23 @@ def _me() -> str:
     from sfwatch import preflight  # noqa: PLC0415 - as above
 
     return preflight.user(os.geteuid())
+
+
+def _command() -> list[str]:
+    """How this was called, fit to be called so by somebody else, whose PATH may be another."""
+    program = os.path.abspath(sys.argv[0]) if "/" in sys.argv[0] else "sfwatch"  # noqa: PTH100 - links stay
+    return [program, *sys.argv[1:]]
+
+
+def _out(text: str) -> None:
+    """Print a line; if that can't be done, say so and end, quietly where the reader has had enough."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would try again at its end
+        if error.errno == errno.EPIPE:
+            sys.exit(128 + signal.SIGPIPE)
+        _end(CANNOT_CREATE, f"standard output can't be written: {error.strerror}")
 
 
 def _end(status: int, message: str) -> NoReturn:
@@ -222,7 +241,7 @@ def _preflight(settings: Config | None, report: "_Report", *, online: bool) -> N
 
     if settings is None:
         return
-    for note in preflight.installation(settings, os.environ, online=online, wall=_wall, arguments=sys.argv[1:]):
+    for note in preflight.installation(settings, os.environ, online=online, wall=_wall, command=_command()):
         report.note(note)
 
 
@@ -258,7 +277,7 @@ class _Report:
 
     def rejected(self, error: config.ConfigError) -> None:
         """Take up what is wrong with the configuration."""
-        self.levels.add("config")
+        self.levels.add("no_permission" if error.forbidden else "config")
         self.config = str(error.source) if error.source else None
 
     def note(self, note: "Note") -> None:
@@ -302,7 +321,7 @@ class _ReportAsText(_Report):
             _say("!!", "red", f"{name}: {file.problem}")
             return
         for line in _findings(name, file.checked):
-            click.echo(logs.printable(line))
+            _out(logs.printable(line))
         mark, colour = _FAULT if file.checked.findings else _MARKS["ok"]
         _say(mark, colour, f"{name}: {_summary(file.checked)}")
 
@@ -339,12 +358,12 @@ class _ReportAsJson(_Report):
             "checks": self._notes,
             "files": self._files,
         }
-        click.echo(json.dumps(document))  # in ASCII, which also has room for undecodable names
+        _out(json.dumps(document))  # in ASCII, which also has room for undecodable names
         return status
 
 
 def _say(mark: str, colour: str, text: str) -> None:
-    click.echo(f"{click.style(f'{mark:<2}', fg=colour)}  {logs.printable(text)}")
+    _out(f"{click.style(f'{mark:<2}', fg=colour)}  {logs.printable(text)}")
 
 
 def _findings(name: str, checked: "Checked") -> Iterator[str]:

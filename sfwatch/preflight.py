@@ -48,6 +48,8 @@ _WHOLE_UID_MAP = ["0", "0", "4294967295"]  # user_namespaces(7): the initial nam
 _PROBE = b"sfwatch check\n"
 _LATER = "is not there yet: it is made at the first start (if it was there before: mount it)"
 
+_PERHAPS = "is not there: it would be made at the first start (misspelt? if it was there before: mount it)"
+
 
 class Level(StrEnum):
     """How it stands with one thing."""
@@ -83,14 +85,14 @@ def installation(
     *,
     online: bool,
     wall: Callable[[], float],
-    arguments: Sequence[str] = (),
+    command: Sequence[str] = ("sfwatch", "check"),
 ) -> Iterator[Note]:
     """Look at everything that the daemon needs; with `online`, ask each service for one listing.
 
-    `wall` gives seconds since the epoch; `arguments` are those of this command, for whom it should be run by.
+    `wall` gives seconds since the epoch; `command` is how this was called, for whom it should be run by.
     Ends after the state folder if that belongs to somebody else: what this user may do says nothing then.
     """
-    state = state_folder(config.state_dir, arguments)
+    state = state_folder(config.state_dir, command)
     yield from state
     if any(note.level is Level.NO_PERMISSION for note in state):
         return
@@ -130,12 +132,11 @@ def foreign_owner(folder: Path) -> int | None:
     return None if owner == os.geteuid() else owner
 
 
-def as_user(uid: int, arguments: Iterable[str]) -> str:
+def as_user(uid: int, command: Iterable[str]) -> str:
     """The command line that does the same as that user."""
-    command = shlex.join(["sfwatch", *arguments])
     if _login(uid) == str(uid):  # runuser takes names only
-        return f"setpriv --reuid {uid} --clear-groups -- {command}"
-    return f"runuser -u {_login(uid)} -- {command}"
+        return f"setpriv --reuid {uid} --clear-groups -- {shlex.join(command)}"
+    return f"runuser -u {_login(uid)} -- {shlex.join(command)}"
 
 
 class _Blocked(Exception):  # noqa: N818 - a finding, not an error of ours
@@ -189,32 +190,34 @@ def _quoted(path: Path) -> str:
 # ---- the state folder ----
 
 
-def state_folder(folder: Path, arguments: Sequence[str] = ()) -> list[Note]:
-    """Whether the journal can live there. NO_PERMISSION: it is another user's, or can't be made by us."""
+def state_folder(folder: Path, command: Sequence[str] = ("sfwatch", "check")) -> list[Note]:
+    """Whether the journal can live there. NO_PERMISSION: it is another user's, or another user must make it."""
     about = f"state {folder}"
     owner = foreign_owner(folder)
     if owner is not None:
-        return [Note(Level.NO_PERMISSION, about, f"belongs to {user(owner)}; run: {as_user(owner, arguments)}")]
-    if not os.path.lexists(folder):
-        return [_state_to_be_made(folder, about)]
+        return [Note(Level.NO_PERMISSION, about, f"belongs to {user(owner)}; run: {as_user(owner, command)}")]
+    absent = not os.path.lexists(folder)
     try:
+        if absent:
+            return [Note(Level.OK, about, _state_could_be_made(folder))]
         with _doing("no file can be made there", folder), _opened(folder) as fd:
             _make_a_file(fd)
     except _Blocked as blocked:
-        return [Note(Level.NO_PERMISSION, about, str(blocked))]
+        others = isinstance(blocked.__cause__, OSError) and not isinstance(blocked.__cause__, PermissionError)
+        return [Note(Level.FINDING if others else Level.NO_PERMISSION, about, str(blocked))]
     return [Note(Level.OK, about, "can be written"), *_open_to_others(folder, about), *room(folder, about)]
 
 
-def _state_to_be_made(folder: Path, about: str) -> Note:
-    above = next(parent for parent in folder.parents if os.path.exists(parent))  # noqa: PTH110 - never raises
-    if os.access(above, os.W_OK | os.X_OK):
-        return Note(Level.OK, about, "is not there yet: it is made at the first start")
-    me = os.geteuid()
-    text = (
-        f"is not there, and {user(me)} may not make it in {above}:"
-        f" install -d -m 0700 -o {_login(me)} {_quoted(folder)}, or set state_dir"
-    )
-    return Note(Level.NO_PERMISSION, about, text)
+def _state_could_be_made(folder: Path) -> str:
+    above = next(parent for parent in folder.parents if os.path.lexists(parent))
+    try:
+        with _opened(above) as fd, _folder_of_ours(fd):
+            return "is not there yet: it is made at the first start"
+    except OSError as error:
+        make = f"install -d -m 0700 -o {_login(os.geteuid())} {_quoted(folder)}, or set state_dir"
+        mend = make if isinstance(error, PermissionError) else f"{_remedy(above, error)}, or set state_dir"
+        text = f"is not there, and can't be made in {above}: {error.strerror}; {mend}"
+        raise _Blocked(text) from error
 
 
 def _open_to_others(folder: Path, about: str) -> Iterator[Note]:
@@ -350,7 +353,10 @@ def _to_be_made(path: Path, about: str, inbox: Inbox) -> Note:
         return Note(Level.OK, about, _LATER)  # after its inbox, which has a note of its own
     if not path.parent.is_dir():
         return Note(Level.FINDING, about, f"is not there, nor is {path.parent}: {_install(path)}")
-    return _tried(about, partial(_could_be_made, path))
+    tried = _tried(about, partial(_could_be_made, path))
+    if path == inbox.path and tried.level is Level.OK:
+        return Note(Level.WARNING, about, _PERHAPS)
+    return tried
 
 
 def _could_be_made(path: Path) -> str:
@@ -637,14 +643,16 @@ def listing(api: Api, purpose: str, secret: key.Key, *, wall: Callable[[], float
         client.close()
     now, about = wall(), f"service {client.host}"
     judged = verdict.judge_listing(attempt, host=client.host, reached_before=False, wall=now)
-    notes = [Note(_level(judged.blame), about, judged.detail)]
+    notes = [Note(_level(judged), about, judged.detail)]
     skew = skew_s(attempt.answer.date, wall=now) if attempt.answer else None
     wrong = clocks(skew) if skew is not None else None
     return [*notes, Note(Level.WARNING, about, wrong)] if wrong else notes
 
 
-def _level(blame: Blame) -> Level:
-    match blame:
+def _level(judged: verdict.Verdict) -> Level:
+    if judged.unreachable:
+        return Level.UNAVAILABLE
+    match judged.blame:
         case Blame.ACCEPTED:
             return Level.OK
         case Blame.NOT_NOW:

@@ -251,32 +251,47 @@ def _bounded(verdict: Verdict) -> Verdict:
 
 
 def _unanswered(attempt: Attempt, *, host: str, reached_before: bool) -> Verdict:
-    why = f" ({printable(attempt.detail, QUOTE_MAX)})" if attempt.detail else ""
-    before_connection = _never_connected(attempt, host, why, reached_before=reached_before)
+    said = printable(attempt.detail, QUOTE_MAX)
+    why = f" ({said})" if said else ""
+    before_connection = _never_connected(attempt, host, said, reached_before=reached_before)
     return before_connection or _broken_off(attempt, host, why)
 
 
-def _never_connected(attempt: Attempt, host: str, why: str, *, reached_before: bool) -> Verdict | None:
+def _never_connected(attempt: Attempt, host: str, said: str, *, reached_before: bool) -> Verdict | None:
     """Troubles before there was a connection: nothing can have been sent, whatever `sent_all` says."""
+    why = f" ({said})" if said else ""
     match attempt.trouble:
         case Trouble.RESOLVE if not reached_before:
-            detail = f"the name {host} does not resolve{why}; check base_url and this machine's DNS"
+            detail = f"{said or _NO_NAME.format(host=host)}; check base_url and this machine's DNS"
             return Verdict(Blame.ACCOUNT, Reason.NAME_RESOLUTION, detail, unreachable=True)
         case Trouble.RESOLVE:
-            detail = f"the name {host} does not resolve any more{why}; check this machine's DNS and network"
+            detail = (
+                f"{said or _NO_NAME.format(host=host)}; it did before: check this machine's DNS and network"
+            )
             return Verdict(Blame.NOT_NOW, Reason.NAME_RESOLUTION, detail, unreachable=True)
         case Trouble.CONNECT:
-            detail = f"{host} cannot be reached{why}; check the network if it lasts"
+            detail = f"{host} cannot be reached{why}; {_remedy(said)}"
             return Verdict(Blame.NOT_NOW, Reason.UNREACHABLE, detail, unreachable=True)
         case Trouble.CERTIFICATE:
             detail = (
-                f"the certificate of {host} does not verify{why}; "
+                f"{said or f'the certificate of {host} does not verify'}; "
                 "set ca_bundle if a company proxy or a private authority signs it"
             )
             return Verdict(Blame.ACCOUNT, Reason.CERTIFICATE, detail)
         case Trouble.PROXY:
             return _proxy(host, why)
     return None
+
+
+_NO_NAME = "the name of {host} does not resolve"
+_NO_TLS = re.compile("wrong.version.number|record layer failure|http.request|unknown.protocol", re.IGNORECASE)
+"""What OpenSSL says, by its version, to an answer that is no TLS."""
+
+
+def _remedy(said: str) -> str:
+    if _NO_TLS.search(said):
+        return "it does not speak TLS there: check base_url, its port and whether it is http://"
+    return "check the network if it lasts"
 
 
 def _proxy(host: str, why: str) -> Verdict:

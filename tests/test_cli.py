@@ -48,9 +48,15 @@ def here(tmp_path: Path, service: StandIn, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
-def sfwatch(*arguments: str, **given: Any) -> subprocess.CompletedProcess[str]:
+BARE = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+"""Before a command: root without the right to read everything."""
+
+
+def sfwatch(*arguments: str, under: tuple[str, ...] = (), **given: Any) -> subprocess.CompletedProcess[str]:
     """Run as a process of its own."""
-    return subprocess.run([*MAIN, *arguments], capture_output=True, text=True, check=False, timeout=60, **given)
+    return subprocess.run(
+        [*under, *MAIN, *arguments], capture_output=True, text=True, check=False, timeout=60, **given
+    )
 
 
 def check(*arguments: str, stdin: str | None = None) -> Result:
@@ -86,6 +92,13 @@ class TestTheCommandLine:
         assert (ended.returncode, ended.stdout) == (64, "")
         assert "Error: " in ended.stderr
         assert "Traceback" not in ended.stderr
+
+    def test_help_keeps_its_examples(self) -> None:
+        """Each on a line of its own, and no markup to be seen."""
+        said = sfwatch("--help").stdout
+        assert "\n  Try it, without a key and without a network:\n      sfwatch demo\n" in said
+        assert "\\b" not in said
+        assert "\b" not in said
 
     def test_each_command_has_help(self) -> None:
         """Its first line says what it does."""
@@ -124,6 +137,47 @@ class TestBadConfigurations:
         assert check("-c", "nope.yaml").output == (
             "!!  nope.yaml: does not exist: make it, or name another with -c\n"
         )
+
+    @as_root
+    @pytest.mark.parametrize("command", ["run", "once", "check"])
+    def test_one_that_may_not_be_read(self, command: str) -> None:
+        """77, with owner and mode; an event for the log where that is read by machines."""
+        folder = Path(tempfile.mkdtemp(prefix="sfwatch-test-"))
+        try:
+            (folder / "c.yaml").touch(mode=0o600)
+            os.chown(folder / "c.yaml", 1, 1)
+            ended = sfwatch(command, "-c", str(folder / "c.yaml"), under=BARE)
+        finally:
+            shutil.rmtree(folder)
+        said = ended.stdout if command == "check" else ended.stderr
+        assert (ended.returncode, "Traceback" in ended.stderr) == (77, False)
+        assert "it belongs to uid 1, gid 1, mode 0600; chgrp 0 " in said
+        if command != "check":
+            assert events(ended.stdout)[0]["event"] == "config.rejected"
+
+
+class TestOutputThatCanNotBeWritten:
+    @pytest.mark.parametrize("arguments", [["x.jsonl"], ["--json"], [], ["-c", "nope.yaml", "--config-only"]])
+    def test_full(self, here: Path, arguments: list[str]) -> None:
+        """One sentence and 73, whatever was to be said."""
+        (here / "x.jsonl").write_text(GOOD)
+        with Path("/dev/full").open("w") as full:
+            ended = subprocess.run(
+                [*MAIN, "check", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert ended.returncode == 73
+        assert ended.stderr == "sfwatch: standard output can't be written: No space left on device\n"
+
+    def test_a_reader_who_has_enough(self, here: Path) -> None:
+        """Is no error: no word, and the status of a program that a closed pipe ended."""
+        (here / "x.jsonl").write_text("x\n" * 99)
+        ours, theirs = os.pipe()
+        os.close(ours)
+        ended = subprocess.run(
+            [*MAIN, "check", "x.jsonl"], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False
+        )
+        os.close(theirs)
+        assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
 
 
 class TestRunAndOnce:
@@ -174,6 +228,21 @@ class TestRunAndOnce:
         assert (ended.returncode, ended.stdout) == (77, "")
         assert f"; run: runuser -u daemon -- sfwatch {command}\n" in ended.stderr
         assert list((here / "state").iterdir()) == []
+
+    @as_root
+    def test_the_program_is_named_as_it_was_called(self, here: Path) -> None:
+        """With its path, since it may be on nobody's PATH."""
+        (here / "state").mkdir()
+        os.chown(here / "state", 1, 1)
+        (here / "bin").mkdir()
+        (here / "bin" / "sfwatch").write_text(f"#!{sys.executable}\nfrom sfwatch.cli import main\nmain()\n")
+        (here / "bin" / "sfwatch").chmod(0o755)
+        for command in ("run", "check"):
+            ended = subprocess.run(
+                ["bin/sfwatch", command], capture_output=True, text=True, check=False, timeout=60
+            )
+            expected = f"run: runuser -u daemon -- {here}/bin/sfwatch {command}\n"
+            assert expected in ended.stdout + ended.stderr
 
     def test_a_state_folder_that_can_not_be(self, here: Path) -> None:
         """73, and what has its place."""
@@ -386,10 +455,8 @@ def test_a_reader_who_may_read_nothing() -> None:
         folder.chmod(0o755)
         (folder / "x.jsonl").write_text(GOOD)
         (folder / "x.jsonl").chmod(0)
-        drop = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
         os.chown(folder / "x.jsonl", 1, 1)
-        command = [*drop, *MAIN, "check", str(folder / "x.jsonl")]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        ended = sfwatch("check", str(folder / "x.jsonl"), under=BARE)
     finally:
         shutil.rmtree(folder)
     assert (ended.returncode, ended.stderr) == (1, "")

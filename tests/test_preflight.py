@@ -224,16 +224,17 @@ class TestTheWayOfAFile:
 
 class TestMissingFolders:
     def test_they_would_be_made(self, tmp_path: Path) -> None:
-        """With the folder around them there, that is well; and none is made by the check."""
+        """None is made by the check. The inbox has a warning: its name may be misspelt."""
         notes = preflight.folders(an_inbox(tmp_path / "inbox"))
-        assert [note.level for note in notes] == [Level.OK] * 3
-        assert all("it is made at the first start" in note.text for note in notes)
+        assert [note.level for note in notes] == [Level.WARNING, Level.OK, Level.OK]
+        assert notes[0].text.startswith("is not there: it would be made at the first start (misspelt?")
+        assert all("it is made at the first start" in note.text for note in notes[1:])
         assert list(tmp_path.iterdir()) == []
 
     def test_done_in_a_missing_inbox(self, tmp_path: Path) -> None:
         """It is made after the inbox."""
         inbox = an_inbox(tmp_path / "inbox", done=tmp_path / "inbox" / "done")
-        assert worst(preflight.folders(inbox)) == {}
+        assert list(worst(preflight.folders(inbox))) == [f"inbox {inbox.path}"]
 
     def test_nor_is_the_folder_around_them(self, tmp_path: Path) -> None:
         """The daemon makes no parents, since they may be mount points: the command to make them is given."""
@@ -400,8 +401,22 @@ class TestStateFolder:
         """What stands in the way is to be moved."""
         (tmp_path / "state").touch()
         (note,) = preflight.state_folder(tmp_path / "state")
-        assert note.level is Level.NO_PERMISSION
+        assert note.level is Level.FINDING
         assert "something else has its place" in note.text
+
+    @pytest.mark.parametrize("name", ["state/below", "link"])
+    def test_it_can_not_be_there(self, tmp_path: Path, name: str) -> None:
+        """Below a file, or where a link leads nowhere: no right of any user would help."""
+        (tmp_path / "state").touch()
+        (tmp_path / "link").symlink_to("nowhere")
+        (note,) = preflight.state_folder(tmp_path / name)
+        assert note.level is Level.FINDING
+
+    def test_nobody_makes_folders_there(self) -> None:
+        """It is tried: the bits of /proc tell root that it may write there."""
+        (note,) = preflight.state_folder(Path("/proc/sfwatch/state"))
+        assert note.level is Level.FINDING if os.geteuid() == 0 else Level.NO_PERMISSION
+        assert "can't be made in /proc" in note.text
 
     def test_others_may_write_to_it(self, tmp_path: Path) -> None:
         """A warning: they could make a journal of their own there."""
@@ -413,17 +428,17 @@ class TestStateFolder:
         """The command is given as its owner has to run it, and nothing else is looked at."""
         os.chown(tmp_path, 1, 1)
         config = Config((an_inbox(tmp_path / "nowhere" / "inbox"),), state_dir=tmp_path)
-        (note,) = preflight.installation(config, {}, online=False, wall=float, arguments=["check", "-c", "a b"])
-        assert note.level is Level.NO_PERMISSION
-        assert (
-            note.text
-            == f"belongs to {preflight.user(1)}; run: runuser -u {preflight.user(1)} -- sfwatch check -c 'a b'"
+        (note,) = preflight.installation(
+            config, {}, online=False, wall=float, command=["/x/sfwatch", "check", "-c", "a b"]
         )
+        assert note.level is Level.NO_PERMISSION
+        owner = preflight.user(1)
+        assert note.text == f"belongs to {owner}; run: runuser -u {owner} -- /x/sfwatch check -c 'a b'"
 
     def test_an_owner_without_a_name(self) -> None:
         """It is taken by its number: runuser takes names only."""
         assert (
-            preflight.as_user(STRANGER, ["check"])
+            preflight.as_user(STRANGER, ["sfwatch", "check"])
             == f"setpriv --reuid {STRANGER} --clear-groups -- sfwatch check"
         )
 
@@ -432,7 +447,7 @@ class TestStateFolder:
         """Where, by whom, and the command that makes it."""
         answer = as_other("answer = said(preflight.state_folder(here / 'a' / 'b'))", public)
         assert [level for level, *_ in answer] == ["no_permission"]
-        assert f"may not make it in {public}: install -d -m 0700" in answer[0][2]
+        assert f"can't be made in {public}: Permission denied; install -d -m 0700" in answer[0][2]
 
 
 class TestRoom:
@@ -533,6 +548,18 @@ class TestOnline:
         """Not now either; there is no clock to compare."""
         (_, note) = ask(api=Api(base_url="http://127.0.0.1:1/v1", connect_timeout_s=5))
         assert note.level is Level.UNAVAILABLE
+
+    def test_its_name_does_not_resolve(self, ask: Ask) -> None:
+        """Not now: as if nobody listened."""
+        (_, note) = ask(api=Api(base_url="http://sfwatch.invalid/v1", connect_timeout_s=5))
+        assert note.level is Level.UNAVAILABLE
+        assert note.text.count("does not resolve") == 1
+
+    def test_tls_where_http_is_spoken(self, ask: Ask, service: StandIn) -> None:
+        """The sentence speaks of the address."""
+        (_, note) = ask(api=Api(base_url=service.base_url.replace("http:", "https:"), connect_timeout_s=5))
+        assert note.level is Level.UNAVAILABLE
+        assert "does not speak TLS there: check base_url" in note.text
 
     def test_the_clocks_differ(self, ask: Ask, service: StandIn) -> None:
         """By how much, and which one is to be set."""

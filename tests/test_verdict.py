@@ -173,6 +173,43 @@ def test_a_name_that_never_resolved_is_a_wrong_address() -> None:
     assert later.unreachable
 
 
+@pytest.mark.parametrize(
+    ("trouble", "said", "told"),
+    [
+        (
+            Trouble.RESOLVE,
+            "the name of h does not resolve: unknown",
+            "the name of h does not resolve: unknown; check",
+        ),
+        (
+            Trouble.CERTIFICATE,
+            "the certificate of h does not verify: old",
+            "the certificate of h does not verify: old; set",
+        ),
+        (
+            Trouble.CERTIFICATE,
+            "the CA bundle /x cannot be read: gone",
+            "the CA bundle /x cannot be read: gone; set",
+        ),
+        (Trouble.RESOLVE, "", "the name of api.siliconflow.cn does not resolve; check"),
+    ],
+)
+def test_nothing_is_said_twice(trouble: Trouble, said: str, told: str) -> None:
+    """What the connection says is a sentence already; without one there is ours."""
+    judgement = judged(attempt(sent_all=False, trouble=trouble, detail=said), reached_before=False)
+    assert judgement.detail.startswith(told)
+
+
+@pytest.mark.parametrize(
+    "said", ["[SSL: WRONG_VERSION_NUMBER] wrong version number", "[SSL] record layer failure"]
+)
+def test_tls_to_a_port_without_it(said: str) -> None:
+    """Then base_url says https where http is spoken, or names the wrong port."""
+    judgement = judged(attempt(sent_all=False, trouble=Trouble.CONNECT, detail=said))
+    assert "does not speak TLS there: check base_url, its port and whether it is http://" in judgement.detail
+    assert (judgement.blame, judgement.unreachable) == (Blame.NOT_NOW, True)
+
+
 def test_unreachable_is_a_failed_connect_or_lookup() -> None:
     """The flag that holds a target at once is set where no connection came about, and nowhere else."""
     flagged = {t for t, *_ in TROUBLES if judged(attempt(sent_all=False, trouble=t)).unreachable}
