@@ -215,7 +215,7 @@ def _state_could_be_made(folder: Path) -> str:
             return "is not there yet: it is made at the first start"
     except OSError as error:
         make = f"install -d -m 0700 -o {_login(os.geteuid())} {_quoted(folder)}, or set state_dir"
-        mend = make if isinstance(error, PermissionError) else f"{_remedy(above, error)}, or set state_dir"
+        mend = make if isinstance(error, PermissionError) else "set another state_dir"
         text = f"is not there, and can't be made in {above}: {error.strerror}; {mend}"
         raise _Blocked(text) from error
 

@@ -417,6 +417,7 @@ class TestStateFolder:
         (note,) = preflight.state_folder(Path("/proc/sfwatch/state"))
         assert note.level is Level.FINDING if os.geteuid() == 0 else Level.NO_PERMISSION
         assert "can't be made in /proc" in note.text
+        assert note.text.endswith("set state_dir" if os.geteuid() else "; set another state_dir")
 
     def test_others_may_write_to_it(self, tmp_path: Path) -> None:
         """A warning: they could make a journal of their own there."""
