@@ -26,6 +26,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from sfwatch import files
+
 SCHEMA = 1
 _DATABASE = "journal.sqlite3"
 
@@ -160,7 +162,7 @@ class SqliteJournal:
         self._folder = state_dir
         self._lock = _lock(state_dir)
         with contextlib.ExitStack() as undo:
-            undo.callback(os.close, self._lock)
+            undo.callback(files.close, self._lock)
             self._database = self._open(stamp)
             undo.callback(self._database.close)
             try:
@@ -247,7 +249,7 @@ class SqliteJournal:
         for late in _drain(self._wishes):
             late.settle(self._too_late())
         with contextlib.suppress(OSError):
-            os.close(self._lock)
+            files.close(self._lock)
 
     # The thread that owns the database.
 
@@ -414,7 +416,7 @@ class _UnusableError(Exception):
 
 def _open(path: Path) -> sqlite3.Connection:
     """Open or make the database. Raise _UnusableError for a damaged or newer one, OSError for disk faults."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    files.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     with contextlib.ExitStack() as undo:
         try:
             database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
@@ -511,7 +513,7 @@ def _lock(state_dir: Path) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(fd)
+        files.close(fd)
         raise StateInUseError(
             f"another sfwatch works with the state folder {state_dir}: stop it, or give this one a state_dir"
             " of its own"
@@ -545,4 +547,4 @@ def _write_instance(file: Path, instance: str) -> None:
     fresh.replace(file)
     folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
     os.fsync(folder)
-    os.close(folder)
+    files.close(folder)
