@@ -276,7 +276,8 @@ class Doorbell:
         for name in list(self._watches):
             self.unwatch(name)
         if self._reader is not None:
-            self._reader.stop()
+            with suppress(OSError):  # watchdog's closing of its descriptors: they are gone all the same
+                self._reader.stop()
             self._reader.join()
 
     def _intact_watch(self, name: str) -> _Watch:

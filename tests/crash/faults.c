@@ -121,13 +121,32 @@ COUNTED(ssize_t, preadv64, (int fd, const struct iovec *v, int n, off64_t o), (f
 COUNTED(ssize_t, preadv2, (int fd, const struct iovec *v, int n, off_t o, int f), (fd, v, n, o, f))
 COUNTED(ssize_t, preadv64v2, (int fd, const struct iovec *v, int n, off64_t o, int f), (fd, v, n, o, f))
 COUNTED(int, connect, (int fd, const struct sockaddr *a, socklen_t n), (fd, a, n))
-COUNTED(ssize_t, send, (int fd, const void *b, size_t n, int f), (fd, b, n, f))
-COUNTED(ssize_t, sendmsg, (int fd, const struct msghdr *m, int f), (fd, m, f))
-COUNTED(ssize_t, sendto, (int fd, const void *b, size_t n, int f, const struct sockaddr *a, socklen_t l),
-	(fd, b, n, f, a, l))
 COUNTED(ssize_t, recv, (int fd, void *b, size_t n, int f), (fd, b, n, f))
 COUNTED(ssize_t, recvmsg, (int fd, struct msghdr *m, int f), (fd, m, f))
 COUNTED(ssize_t, recvfrom, (int fd, void *b, size_t n, int f, struct sockaddr *a, socklen_t *l),
+	(fd, b, n, f, a, l))
+
+/* A socket that reports an error has taken nothing of that call: there is no "afterwards", see tcp_sendmsg. */
+#define SENT(type, name, parameters, arguments)          \
+	type name parameters                             \
+	{                                                \
+		static type(*real) parameters;           \
+		if (!real)                               \
+			real = next(#name);              \
+		enum fate fate = meet(#name);            \
+		if (fate == FAILS || fate == FAILS_AFTER) { \
+			errno = number;                  \
+			return -1;                       \
+		}                                        \
+		type result = real arguments;            \
+		if (fate == DIES_AFTER)                  \
+			die();                           \
+		return result;                           \
+	}
+
+SENT(ssize_t, send, (int fd, const void *b, size_t n, int f), (fd, b, n, f))
+SENT(ssize_t, sendmsg, (int fd, const struct msghdr *m, int f), (fd, m, f))
+SENT(ssize_t, sendto, (int fd, const void *b, size_t n, int f, const struct sockaddr *a, socklen_t l),
 	(fd, b, n, f, a, l))
 
 /* A pipe is how threads of a process wake each other: that is neither disk nor network, and cannot fail. */
