@@ -4,6 +4,7 @@ import os
 import queue
 import random
 import signal
+import threading
 import time
 import traceback
 from collections import deque
@@ -157,19 +158,39 @@ def _say_first(config: Config, journal: SqliteJournal, log: EventLog, environ: M
 
 @contextmanager
 def signals(mailbox: Mailbox) -> Iterator[None]:
-    """Turn signals into mail, and nothing else; restore what was before."""
+    """Turn signals into mail, and nothing else; restore what was before.
 
-    def deliver(number: int, _frame: FrameType | None) -> None:
-        mailbox.put(Signalled(number))
-
+    Python runs handlers in the main thread, between two of its instructions. One that comes just before that
+    thread falls asleep over its mailbox would be seen only when something else wakes it; so the numbers go
+    through a pipe that the interpreter writes to at once, and another thread reads.
+    """
     # SIGHUP comes when a terminal closes; its default action would end the process without any grace.
     wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-    before = {number: signal.signal(number, deliver) for number in wanted}
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(writer, False)
+    before = {number: signal.signal(number, _nothing) for number in wanted}
+    wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    forward = threading.Thread(target=_forward, args=(reader, mailbox), name="signals", daemon=True)
+    forward.start()
     try:
         yield
     finally:
+        signal.set_wakeup_fd(wakeup_before)
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(writer)
+        forward.join()
+        os.close(reader)
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    """Handle a signal: its number is on its way through the pipe already."""
+
+
+def _forward(reader: int, mailbox: Mailbox) -> None:
+    while numbers := os.read(reader, 64):
+        for number in numbers:
+            mailbox.put(Signalled(number))
 
 
 def run(

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -145,3 +147,20 @@ def test_a_key_that_everybody_may_read_is_warned_of(config: Config, tmp_path: Pa
     open_key = replace(inbox, api=replace(inbox.api, key_file=tmp_path / "key"))
     _, said = once(replace(config, inboxes=(open_key,)))
     assert ["chmod o=" in e["detail"] for e in said if e["event"] == "config.warning"] == [True]
+
+
+def test_a_signal_wakes_a_main_thread_that_sleeps_on(config: Config) -> None:
+    """It does not wait there until something else happens.
+
+    The kernel may hand a signal to any thread, and one that comes just before the sleep interrupts nothing.
+    """
+    with app.daemon(config, log=event_log(lambda _: None), environ=ENVIRON) as it, app.signals(it.mailbox):
+
+        def send() -> None:
+            time.sleep(0.2)  # until then the main thread sleeps
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+        elsewhere = threading.Thread(target=send)
+        elsewhere.start()
+        assert it.mailbox.get(timeout=20) == Signalled(signal.SIGUSR1)
+        elsewhere.join()
