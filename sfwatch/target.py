@@ -79,6 +79,7 @@ class Target:
     `faulted`: files that met an account-like refusal since the last acceptance. `charged`: files whose
     account-like refusal another file's acceptance disproved; such a file alone can't hold the target.
     `refused`: files refused for themselves, and with which words, before the first acceptance.
+    `asking`: a probe is out, that of an earlier hold perhaps: it may outlast the hold that it was for.
     """
 
     concurrency: int
@@ -89,6 +90,7 @@ class Target:
     not_before: float = 0.0
     failing: tuple[Hashable, ...] = ()
     refused: tuple[tuple[Hashable, str], ...] = ()
+    asking: bool = False
     accepted: int = 0
     charged: frozenset[Hashable] = frozenset()
     faulted: tuple[Hashable, ...] = ()
@@ -214,7 +216,7 @@ def forgotten(t: Target, file: Hashable) -> Target:
 def reloaded(t: Target, now: float, *, concurrency: int, first_s: float, longest_s: float) -> Target:
     """New settings: grudges are void, and a held target is probed at once."""
     hold = replace(t.hold, probe_at=min(t.hold.probe_at, now)) if t.hold else None
-    fresh = Target(concurrency, first_s, longest_s, hold=hold, not_before=t.not_before)
+    fresh = Target(concurrency, first_s, longest_s, hold=hold, not_before=t.not_before, asking=t.asking)
     return replace(fresh, pace=t.pace if t.pace < t.concurrency else math.inf)
 
 
@@ -248,15 +250,15 @@ def started(t: Target, file: Hashable, now: float) -> Target:  # noqa: ARG001 â€
 
 
 def wants_probe(t: Target, now: float) -> bool:
-    """Whether the pause is over."""
-    return t.hold is not None and t.hold.stage is Stage.WAITING and now >= t.hold.probe_at
+    """Whether the pause is over, and no earlier probe still out."""
+    return t.hold is not None and t.hold.stage is Stage.WAITING and now >= t.hold.probe_at and not t.asking
 
 
 def probing(t: Target) -> Target:
     """A probe goes out."""
     if t.hold is None or t.hold.stage is not Stage.WAITING:
         return t
-    return replace(t, hold=replace(t.hold, stage=Stage.PROBING))
+    return replace(t, hold=replace(t.hold, stage=Stage.PROBING), asking=True)
 
 
 def after_probe(
@@ -269,12 +271,13 @@ def after_probe(
     luck: float,
     retry_after_s: float | None = None,
 ) -> Target:
-    """A probe came back; one that passed lets a file try. Nothing changes if the hold has ended meanwhile."""
-    if t.hold is None or t.hold.stage is not Stage.PROBING:
-        return t
+    """A probe came back; one that passed lets a file try. It tells nothing if its hold has ended meanwhile."""
+    told = replace(t, asking=False)
+    if told.hold is None or told.hold.stage is not Stage.PROBING:
+        return told
     if passed:
-        return replace(t, hold=replace(t.hold, stage=Stage.TRIAL_DUE))
-    return _paused_longer(t, t.hold, reason, detail, now=now, luck=luck, retry_after_s=retry_after_s)
+        return replace(told, hold=replace(told.hold, stage=Stage.TRIAL_DUE))
+    return _paused_longer(told, told.hold, reason, detail, now=now, luck=luck, retry_after_s=retry_after_s)
 
 
 def next_at(t: Target, now: float = 0.0) -> float | None:
@@ -283,7 +286,7 @@ def next_at(t: Target, now: float = 0.0) -> float | None:
     Pass `now`: the end of a rate limit's wait is then told only as long as it lies ahead.
     """
     if t.hold is not None and t.hold.stage is Stage.WAITING:
-        return t.hold.probe_at
+        return None if t.asking else t.hold.probe_at
     starts = t.hold is None or t.hold.stage is Stage.TRIAL_DUE
     return t.not_before if starts and t.not_before > now else None
 

@@ -296,9 +296,21 @@ def test_a_stragglers_acceptance_ends_the_hold() -> None:
 
 def test_a_late_probe_changes_nothing() -> None:
     """A probe's answer after the hold ended is of no interest."""
-    free = after_accepted(probing(fault(FRESH, "a")), "s", 0.0)
-    assert after_probe(free, passed=False, reason="r", detail="", now=0.0, luck=0.0) == free
+    free = after_accepted(fault(FRESH, "a"), "s", 0.0)
+    late = after_accepted(probing(fault(FRESH, "a")), "s", 0.0)
+    assert after_probe(late, passed=False, reason="r", detail="", now=0.0, luck=0.0) == free
     assert probing(free) == free
+
+
+def test_a_hold_waits_for_the_probe_of_the_one_before() -> None:
+    """An acceptance ended the hold while its probe was out, and the target fails anew: one question is out."""
+    asked = probing(fault(FRESH, "a", now=100.0))
+    again = fault(after_accepted(asked, "b", 100.0), "c", now=100.0)
+    assert not wants_probe(again, 200.0)
+    assert next_at(again, 200.0) is None
+    back = after_probe(again, passed=True, reason="", detail="", now=200.0, luck=0.0)
+    assert back.hold == again.hold, "the answer is older than this hold"
+    assert wants_probe(back, 200.0)
 
 
 def test_a_reload_probes_at_once() -> None:
