@@ -1,147 +1,23 @@
 """The program as it runs: a process, real signals, a notify socket, real inotify, a service on loopback."""
 
-import contextlib
-import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from loop import KEY, digest, line
+from loop import KEY, digest
+from program import PATIENCE_S, World, a_world
 
-from sfwatch.logs import ALWAYS, EVENTS, TERMINAL
-from sfwatch.standin import StandIn, storing_then_stalling, taking_its_time
-
-PATIENCE_S = 20.0
-
-
-@dataclass
-class Program:
-    """A running `sfwatch run`, and what it has said to its log and to systemd."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    manager: socket.socket
-    stderr: Path
-    told: list[str] = field(default_factory=list)
-
-    def said(self, event: str | None = None) -> list[dict[str, Any]]:
-        *whole, _ = self.log.read_bytes().split(b"\n")
-        events = [json.loads(text) for text in whole]
-        return [e for e in events if event in (None, e["event"])]
-
-    def until(self, there: Callable[[], Any]) -> None:
-        """Wait until something is so; fail with the log if it never is."""
-        end = time.monotonic() + PATIENCE_S
-        while not there():
-            if time.monotonic() > end or self.process.poll() is not None:
-                pytest.fail(self.log.read_text() + self.stderr.read_text())
-            time.sleep(0.01)
-
-    def hear(self, what: str) -> None:
-        self.manager.settimeout(0.2)
-
-        def heard() -> bool:
-            with contextlib.suppress(TimeoutError):
-                self.told.append(self.manager.recv(4096).decode())
-            return any(what in text for text in self.told)
-
-        self.until(heard)
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE_S)
-
-
-@dataclass
-class World:
-    """Folders, a service, and the programs that were started on them."""
-
-    root: Path
-    service: StandIn
-    programs: list[Program] = field(default_factory=list)
-    dropped: list[tuple[str, str]] = field(default_factory=list)
-
-    def configure(self, **more: Any) -> None:
-        inboxes = [
-            {"path": str(self.root / n / "inbox"), "name": n, "settle": "200ms", "settle_unproven": "400ms"}
-            for n in "ab"
-        ]
-        (self.root / "key").write_text(KEY)
-        (self.root / "key").chmod(0o600)
-        api = {"base_url": self.service.base_url, "key_file": str(self.root / "key")}
-        settings = {"api": api, "inboxes": inboxes, "state_dir": str(self.root / "state"), **more}
-        settings = {"log": {"level": "debug"}, "scan_interval": "20s", "poll_interval": "300ms"} | settings
-        (self.root / "sfwatch.yaml").write_text(json.dumps(settings))
-        for name in "ab":
-            (self.root / name).mkdir(exist_ok=True)
-
-    def start(self) -> Program:
-        number = len(self.programs)
-        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        manager.bind(str(self.root / f"notify-{number}"))
-        log, stderr = self.root / f"log-{number}", self.root / f"stderr-{number}"
-        with log.open("wb") as out, stderr.open("wb") as err:
-            process = subprocess.Popen(
-                [Path(sys.executable).with_name("sfwatch"), "run", "-c", self.root / "sfwatch.yaml"],
-                stdout=out,
-                stderr=err,
-                env={
-                    "PATH": os.environ["PATH"],
-                    "PYTHONWARNINGS": "error",
-                    "NOTIFY_SOCKET": manager.getsockname(),
-                },
-            )
-        program = Program(process, log, manager, stderr)
-        self.programs.append(program)
-        program.hear("READY=1")
-        return program
-
-    def drop(self, inbox: str, name: str, *, lines: int = 1) -> Path:
-        path = self.root / inbox / "inbox" / name
-        path.write_text("".join(line(i, text=f"{inbox}/{name}") for i in range(lines)))
-        self.dropped.append((inbox, name))
-        return path
-
-    def done(self) -> list[Path]:
-        return sorted(self.root.glob("*/done/*.jsonl"))
-
-    def check(self) -> None:
-        """Every file is done once, was uploaded once, and has one terminal event; every line is as listed."""
-        events = [e for program in self.programs for e in program.said()]
-        for e in events:
-            assert set(e) <= {*EVENTS[e["event"]].keys, *ALWAYS, "file_b64"}, e
-        ended = [(e["inbox"], e["file"]) for e in events if e["event"] in TERMINAL and not e.get("repeated")]
-        assert sorted(ended) == sorted(self.dropped)
-        sent = Counter(stored.sha256 for stored in self.service.stored)
-        assert sent == Counter(digest(path) for path in self.done())
-        for path in self.done():
-            sidecar = json.loads(path.with_name(path.name + ".fileid.json").read_text())
-            assert sidecar["id"] in {s.id for s in self.service.stored if s.sha256 == digest(path)}
-        for program in self.programs:
-            assert KEY not in program.log.read_text()
-            assert program.stderr.read_text() == ""
+from sfwatch.standin import storing_then_stalling, taking_its_time
 
 
 @pytest.fixture(name="world")
 def _world(tmp_path: Path) -> Iterator[World]:
-    with StandIn(key=KEY) as service:
-        world = World(tmp_path, service)
-        world.configure()
+    with a_world(tmp_path) as world:
         yield world
-        for program in world.programs:
-            program.manager.close()
-            with contextlib.suppress(ProcessLookupError):
-                program.process.kill()
-            program.process.wait()
 
 
 def test_fifty_files_in_two_inboxes_and_a_clean_end(world: World) -> None:
