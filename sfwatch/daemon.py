@@ -132,7 +132,7 @@ class Daemon:
     stop_at: float | None = None
     stop_signal: int | None = None
     leave_at_once: bool = False
-    working: int = 0
+    under_way: dict[Key, Job] = field(default_factory=dict)
     probing: int = 0
     drain_until: float | None = None
     prune_at: float = 0.0
@@ -220,7 +220,7 @@ class Daemon:
     @property
     def busy(self) -> bool:
         """Whether any worker has a file."""
-        return self.working > 0
+        return bool(self.under_way)
 
     def _timeout(self) -> float:
         now = self.clock()
@@ -373,13 +373,13 @@ class Daemon:
             condemned=entry.condemned,
             insist=entry.insist,
         )
-        self.working += 1
+        self.under_way[entry.key] = job
         self.pool.submit(work, job, service.tools, entry.key, self.mailbox.put)
 
     # What came of it.
 
     def _on_finished(self, key: Key, outcome: Outcome, now: float) -> None:
-        self.working -= 1
+        del self.under_way[key]
         entry = self.table.get(key)
         service = self.service_of[key[0]]
         went_out = key in service.under_way
@@ -726,7 +726,7 @@ class Daemon:
         self.log(
             "daemon.stopping",
             signal=signal.Signals(number).name,
-            under_way=self.working,
+            under_way=len(self.under_way),
             grace_s=self.config.stop_grace_s,
         )
 

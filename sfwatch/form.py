@@ -61,6 +61,7 @@ class Reins:
     stop: Callable[[], bool] | None = None
     pace: Pace | None = None
     approve: Callable[[str], bool] | None = None
+    moved: Callable[[], None] | None = None
 
     def check(self) -> None:
         if self.stop and self.stop():
@@ -74,6 +75,7 @@ class Reins:
             time.sleep(min(left, SLICE_S))
             left -= SLICE_S
             self.check()
+            self.stir()
 
     def require_approval(self, sha256: str) -> None:
         if self.approve and not self.approve(sha256):
@@ -82,6 +84,11 @@ class Reins:
     def tell(self, sent: int) -> None:
         if self.progress:
             self.progress(sent)
+
+    def stir(self) -> None:
+        """Some bytes went out, or wait for their turn: whoever looks need not worry."""
+        if self.moved:
+            self.moved()
 
 
 class Form:

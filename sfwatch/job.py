@@ -5,7 +5,7 @@ a target or a folder is held, is decided by the main thread from these.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sfwatch.journal import Delivery, Journal
@@ -33,6 +33,23 @@ class Condemned:
     verdict: Verdict | None = None
 
 
+@dataclass(slots=True)
+class Progress:
+    """How far an upload is: its worker writes, the main thread reads. No lock: each is one value.
+
+    Times are the daemon's clock. `moved_at` is when bytes went out last, or waited for their turn under
+    `max_rate`; None while nothing is being uploaded (before, after, and while a lost one is looked up).
+    """
+
+    sent: int = 0
+    started_at: float | None = None
+    moved_at: float | None = None
+
+    def start(self, now: float) -> None:
+        """An upload begins."""
+        self.sent, self.started_at, self.moved_at = 0, now, now
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One step for one file.
@@ -52,6 +69,7 @@ class Job:
     held_s: float = 0.0
     condemned: Condemned | None = None
     insist: bool = False  # a person wants a lost upload sent again
+    progress: Progress = field(default_factory=Progress, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Whose fault a failure is, `verdict.py` says. Here it is written down and turned 
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -59,17 +60,20 @@ def send(job: Job, tools: Tools, held: Held, secret: "key.Key") -> Outcome:
         sha256=known.sha256,
         lines=known.lines,
     )
+    job.progress.start(tools.clock())
     attempt = tools.client.send(
         held.fd,
         known.size,
         remote_name=known.remote_name or "",
         purpose=job.inbox.purpose,
         key=secret.reveal(),
-        progress=_progress(tools, known),
+        progress=_progress(job, tools, known),
         stop=tools.stop,
         max_rate=tools.pace,
         approve=lambda sha256: sha256 == known.sha256,
+        moved=_moved(job, tools),
     )
+    job.progress.moved_at = None
     return _conclude(job, tools, replace(held, known=known), attempt, before=held.known)
 
 
@@ -87,11 +91,19 @@ def _sending(job: Job, tools: Tools, known: Delivery, began: float) -> Delivery:
     )
 
 
-def _progress(tools: Tools, known: Delivery) -> Any:
+def _moved(job: Job, tools: Tools) -> Callable[[], None]:
+    def moved() -> None:
+        job.progress.moved_at = tools.clock()
+
+    return moved
+
+
+def _progress(job: Job, tools: Tools, known: Delivery) -> Callable[[int], None]:
     started = said = tools.clock()
 
     def progress(sent: int) -> None:
         nonlocal said
+        job.progress.sent = sent
         now = tools.clock()
         if now - said >= PROGRESS_S:
             said = now

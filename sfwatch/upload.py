@@ -71,16 +71,18 @@ class Client:
         stop: Callable[[], bool] | None = None,
         max_rate: Pace | None = None,
         approve: Callable[[str], bool] | None = None,
+        moved: Callable[[], None] | None = None,
     ) -> Attempt:
         """Send the first `size` bytes behind `fd` as one file.
 
         `progress` gets the file's bytes that are out so far. Once `stop` says so, the request is broken off.
         `approve` gets the digest of the bytes before the body is closed; if it says no, the request is broken
-        off too, and the service can't have taken the file.
+        off too, and the service can't have taken the file. `moved` is called whenever any bytes go out, and
+        while they wait for their turn.
 
         Raises ValueError for a name, purpose or key that does not fit into a header.
         """
-        reins = Reins(progress, stop, max_rate, approve)
+        reins = Reins(progress, stop, max_rate, approve, moved)
         form = Form(fd, size, purpose=purpose, remote_name=remote_name, reins=reins)
         with contextlib.closing(form):
             request = self._request("POST", key, headers={"Content-Type": form.content_type}, data=form)

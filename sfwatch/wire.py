@@ -176,7 +176,10 @@ class Connection(urllib3.connection.HTTPConnection):
         while data:
             if self._wait(poll) != select.POLLOUT:
                 self._look_for_answer()
-            data = data[self._give(data[:BLOCK]) :]
+            given = self._give(data[:BLOCK])
+            if given:
+                self._form.reins.stir()  # type: ignore[union-attr]  # there is one while it is sent
+            data = data[given:]
 
     def _wait(self, poll: select.poll) -> int:
         until = time.monotonic() + self._terms.read_timeout_s

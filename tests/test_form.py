@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from uploads import BIG, SMALL, Files, as_python_multipart_reads, as_werkzeug_reads, pattern
 
-from sfwatch.form import BLOCK, BrokenOff, Form, Pace, Reins
+from sfwatch.form import BLOCK, SLICE_S, BrokenOff, Form, Pace, Reins
 from sfwatch.verdict import remote_name
 
 NO_REINS = Reins()
@@ -126,6 +126,14 @@ def test_progress_is_told_block_by_block(file_of: Files) -> None:
     told: list[int] = []
     taken_out(form_of(file_of(BIG), reins=Reins(progress=told.append)))
     assert told == [*range(BLOCK, BIG, BLOCK), BIG]
+
+
+def test_waiting_for_a_turn_is_no_standstill(file_of: Files) -> None:
+    """Under `max_rate` bytes wait on purpose: whoever looks is told so all the time."""
+    moved: list[bool] = []
+    pace = Pace(BLOCK / (4 * SLICE_S))
+    taken_out(form_of(file_of(2 * BLOCK), reins=Reins(pace=pace, moved=lambda: moved.append(True))))
+    assert len(moved) >= 3
 
 
 def test_a_file_that_grows_is_sent_as_it_was(tmp_path: Path) -> None:

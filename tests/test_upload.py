@@ -349,6 +349,20 @@ def test_a_listing_that_fails(clients: Clients) -> None:
     assert troubles == [Trouble.RESET, Trouble.STALLED, Trouble.CUT]
 
 
+def test_each_write_says_that_bytes_move(clients: Clients, file_of: Files) -> None:
+    """Bytes that the connection takes are told at once, not only when a whole block is out."""
+    told: list[str] = []
+    with Server(Recorder()) as server:
+        send(
+            clients(server.url()),
+            file_of(BIG),
+            progress=lambda _: told.append("block"),
+            moved=lambda: told.append("bytes"),
+        )
+    assert told[:2] == ["bytes", "bytes"]  # the form's head, and the first block
+    assert told.count("bytes") >= told.count("block") + 2
+
+
 def test_nothing_raises_with_a_key_in_its_frames(clients: Clients, file_of: Files) -> None:
     """A callback of the caller that raises leaves through us: as it is, without the key in its traceback."""
 
