@@ -14,12 +14,14 @@ Lines end at `\n` only (U+2028 and the like are data); `lines` counts those that
 import hashlib
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Event
 from typing import BinaryIO
 
+from sfwatch.excerpt import Excerpt, Place
 from sfwatch.findings import (
     Breach,
     Explained,
@@ -43,13 +45,14 @@ __all__ = [
     "Finding",
     "ShortRead",
     "Stopped",
+    "Wanted",
     "check",
     "check_blocks",
     "check_stream",
 ]
 
 MAX_FINDINGS = 100
-"""Findings that are kept; `Checked.more` counts the rest."""
+"""Findings that are kept if nothing else is wanted; `Checked.more` counts the rest."""
 MAX_IDS = 100_000
 """Ids that are remembered; later ones are compared with these, but not with each other."""
 MAX_MODELS = 20
@@ -78,8 +81,9 @@ class Stopped(Exception):  # noqa: N818
 class Checked:
     """What one reading of a file showed.
 
-    `findings` are the first MAX_FINDINGS, those on the file as a whole before those on lines, these in order;
-    `warnings` hold one entry for each reason, with the first line concerned. `models` counts lines by model.
+    `findings` are the first ones, those on the file as a whole before those on lines, these in order; `more`
+    counts the rest, `kinds` all of them by reason, most frequent first. `warnings` hold one entry for each
+    reason, with the first line concerned. `models` counts lines by model.
     """
 
     sha256: str
@@ -87,8 +91,20 @@ class Checked:
     lines: int
     findings: tuple[Finding, ...] = ()
     more: int = 0
+    kinds: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[Finding, ...] = ()
     models: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How much is wanted of the findings: how many at most, and with `show` an excerpt of the line for each."""
+
+    most: int = MAX_FINDINGS
+    show: Callable[[bytes, Place], Excerpt] | None = None
+
+
+_USUAL = Wanted()
 
 
 def check(
@@ -98,6 +114,7 @@ def check(
     level: Check,
     max_bytes: int,
     max_lines: int,
+    wanted: Wanted = _USUAL,
     progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Checked:
@@ -107,7 +124,7 @@ def check(
     each. Raises ShortRead, Stopped, and OSError where the file cannot be read.
     """
     blocks = _watched(_file_blocks(fd, size), progress, stop)
-    return check_blocks(blocks, level=level, max_bytes=max_bytes, max_lines=max_lines)
+    return check_blocks(blocks, level=level, max_bytes=max_bytes, max_lines=max_lines, wanted=wanted)
 
 
 def check_stream(
@@ -116,22 +133,29 @@ def check_stream(
     level: Check,
     max_bytes: int,
     max_lines: int,
+    wanted: Wanted = _USUAL,
     progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Checked:
     """Check what a stream holds up to its end, as `check` does with a file."""
     blocks = _watched(iter(lambda: stream.read(_BLOCK), b""), progress, stop)
-    return check_blocks(blocks, level=level, max_bytes=max_bytes, max_lines=max_lines)
+    return check_blocks(blocks, level=level, max_bytes=max_bytes, max_lines=max_lines, wanted=wanted)
 
 
 def check_blocks(
-    blocks: Iterable[bytes], *, level: Check, max_bytes: int, max_lines: int, longest_line: int = LONGEST_LINE
+    blocks: Iterable[bytes],
+    *,
+    level: Check,
+    max_bytes: int,
+    max_lines: int,
+    wanted: Wanted = _USUAL,
+    longest_line: int = LONGEST_LINE,
 ) -> Checked:
     """Check a file that comes in blocks, none of them empty.
 
     A line above `longest_line` bytes is parsed all the same where it lies whole within one block.
     """
-    read, audit = _Read(), _Audit()
+    read, audit = _Read(), _Audit(wanted)
     hold = {Check.BATCH: audit.requests, Check.JSONL: audit.values, Check.NONE: audit.count}[level]
     hold(_lines(_hashed(iter(blocks), read), longest_line))
     if not read.ends_line:
@@ -260,11 +284,12 @@ class _Warned:
 class _Audit:
     """What the lines have shown so far. The way of a good line is kept short: there may be millions."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
         self.number = 0
         self.blank = 0
         self.findings: list[Finding] = []
-        self.more = 0
+        self.kinds: Counter[str] = Counter()
         self.models: dict[str, int] = {}
         self.warned: dict[str, _Warned] = {}
         self._ids: dict[str | bytes, int] = {}
@@ -284,7 +309,7 @@ class _Audit:
                 or len(ids) >= MAX_IDS
                 or ids.setdefault(custom_id, self.number) != self.number
             ):
-                self._identify(custom_id)
+                self._identify(custom_id, line)
             if model in models:
                 models[model] += 1
             else:
@@ -311,10 +336,10 @@ class _Audit:
 
     def _explain_request(self, line: bytes | Skimmed) -> None:
         explained = self._explain(line, explain)
-        if explained is None:
+        if explained is None or isinstance(line, Skimmed):
             return
         if explained.custom_id:
-            self._identify(explained.custom_id)
+            self._identify(explained.custom_id, line)
         if explained.odd_model:
             self.warn("model_invalid")
         elif not explained.breaches:
@@ -327,23 +352,23 @@ class _Audit:
             return None
         if isinstance(line, Skimmed):
             self.warn("line_not_parsed")
-            self._found(line.breaches or line.misshapen(only_objects=explain_line is explain))
+            self._found(line.breaches or line.misshapen(only_objects=explain_line is explain), None)
             return None
         if line.endswith(_CRLF):
             self.warn("crlf")
         explained = explain_line(line)
-        self._found(explained.breaches)
+        self._found(explained.breaches, line)
         if explained.parsed:
             return explained
         self.warn("line_not_parsed")
         return None
 
-    def _identify(self, custom_id: str) -> None:
+    def _identify(self, custom_id: str, line: bytes) -> None:
         key = custom_id if len(custom_id) <= _LONGEST_KEPT_ID else _digest(custom_id)
         first = self._ids.get(key)
         if first is not None:
             detail = f"custom_id {quoted(custom_id)} is also used in line {first}"
-            self._found((Breach("custom_id_repeated", detail),))
+            self._found((Breach("custom_id_repeated", detail, ("custom_id",)),), line)
         elif len(self._ids) < MAX_IDS:
             self._ids[key] = self.number
         elif "ids_not_compared" not in self.warned:
@@ -357,10 +382,13 @@ class _Audit:
         if name in self.models or len(self.models) < MAX_MODELS:
             self.models[name] = self.models.get(name, 0) + 1
 
-    def _found(self, breaches: tuple[Breach, ...]) -> None:
-        kept = breaches[: MAX_FINDINGS - len(self.findings)]
-        self.findings.extend(Finding(self.number, *breach) for breach in kept)
-        self.more += len(breaches) - len(kept)
+    def _found(self, breaches: tuple[Breach, ...], line: bytes | None) -> None:
+        """Keep what is wanted; `line` is None where it was too long to be kept itself."""
+        self.kinds.update(breach.reason for breach in breaches)
+        show = self.wanted.show
+        for breach in breaches[: self.wanted.most - len(self.findings)]:
+            excerpt = show(line, breach.place) if show and line is not None else None
+            self.findings.append(Finding(self.number, breach.reason, breach.detail, excerpt))
 
 
 def _digest(custom_id: str) -> bytes:
@@ -384,13 +412,16 @@ _WARNINGS = {
 def _checked(read: _Read, audit: _Audit, level: Check, *, max_bytes: int, max_lines: int) -> Checked:
     limits = (0, 0) if level is Check.NONE else (max_bytes, max_lines)
     lines = audit.number - audit.blank
-    findings = [*_file_findings(read.size, lines, *limits), *audit.findings]
+    about_all = tuple(_file_findings(read.size, lines, *limits))
+    findings = (*about_all, *audit.findings)[: audit.wanted.most]
+    kinds = Counter(finding.reason for finding in about_all) + audit.kinds
     return Checked(
         sha256=read.digest.hexdigest(),
         size=read.size,
         lines=lines,
-        findings=tuple(findings[:MAX_FINDINGS]),
-        more=audit.more + len(findings[MAX_FINDINGS:]),
+        findings=findings,
+        more=kinds.total() - len(findings),
+        kinds=dict(kinds.most_common()),
         warnings=() if level is Check.NONE else tuple(_warnings(audit)),
         models=audit.models,
     )

@@ -10,10 +10,12 @@ fields that it skips, so UTF-8 is checked beforehand.
 import codecs
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
+
+from sfwatch.excerpt import Excerpt, Place
 
 ROLES = ("system", "user", "assistant")
 QUOTED = 60
@@ -27,18 +29,24 @@ _EXACT_DIGITS = 18
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing about a file; `line` counts from 1 and is None for what concerns the file as a whole."""
+    """One thing about a file; `line` counts from 1 and is None for what concerns the file as a whole.
+
+    `excerpt` shows the place in the line where somebody asked for that.
+    """
 
     line: int | None
     reason: str
     detail: str
+    excerpt: Excerpt | None = None
 
 
-class Breach(NamedTuple):
-    """A rule that a line breaks: a reason code of the report, and a sentence."""
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """A rule that a line breaks: a reason code of the report, a sentence, and the place in the line."""
 
     reason: str
     detail: str
+    place: Place = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +190,7 @@ class Skimmed:
 
 # --- from bytes to a value ---------------------------------------------------------------------------------
 
-_BOM = Breach("bom", "begins with a byte order mark (EF BB BF): save the file as UTF-8 without one")
+_BOM = Breach("bom", "begins with a byte order mark (EF BB BF): save the file as UTF-8 without one", 0)
 _GZIP = b"\x1f\x8b"
 _DIGITS = tuple(b"%d" % digit for digit in range(10))
 _ENDS = {b"{": (b"}",), b"[": (b"]",), b'"': (b'"',)} | dict.fromkeys((b"-", *_DIGITS), _DIGITS)
@@ -199,28 +207,26 @@ def _parse(line: bytes) -> tuple[Any, tuple[Breach, ...]]:
         return _NOTHING, (_not_utf8(line, error.start),)
     if nul := _nul(line):
         return _NOTHING, nul
-    bom: tuple[Breach, ...] = ()
-    if text.startswith("\ufeff"):
-        bom = (_BOM,)
-        text = text[1:]
-    value, fault = _load(text)
-    return value, (*bom, Breach("not_json", fault)) if fault else bom
+    bom = (_BOM,) if text.startswith("\ufeff") else ()
+    value, fault = _load(text[len(bom) :], len(codecs.BOM_UTF8) * len(bom))
+    return value, (*bom, fault) if fault else bom
 
 
 def _may_be_huge(line: bytes) -> bool:
     return len(line) > MOST_VALUES and sum(map(line.count, (b",", b"[", b"{"))) > MOST_VALUES
 
 
-def _load(text: str) -> tuple[Any, str | None]:
+def _load(text: str, text_from: int) -> tuple[Any, Breach | None]:
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_int=_integer), None
     except json.JSONDecodeError as error:
         said = error.msg.removesuffix(" at")  # some of its messages are made to be followed by a place
-        return _NOTHING, f"not JSON: {said[:1].lower()}{said[1:]} at character {error.pos + 1}"
+        fault = f"not JSON: {said[:1].lower()}{said[1:]} at character {error.pos + 1}"
+        return _NOTHING, Breach("not_json", fault, text_from + len(text[: error.pos].encode()))
     except RecursionError:
-        return _NOTHING, "not usable as JSON: nested too deeply"
+        return _NOTHING, Breach("not_json", "not usable as JSON: nested too deeply", 0)
     except ValueError as error:
-        return _NOTHING, f"not JSON: {error}"
+        return _NOTHING, Breach("not_json", f"not JSON: {error}", 0)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -239,16 +245,16 @@ def _not_utf8(data: bytes, start: int, data_from: int = 0) -> Breach:
     )
     where = f"byte 0x{data[start]:02x} at offset {at} of the line"
     if at == 1 and data[: start + 1].endswith(_GZIP):
-        return Breach("not_utf8", f"{where} is not UTF-8: it looks compressed (gzip), so unpack the file")
-    return Breach("not_utf8", f"{where} is not UTF-8{hint}: save the file as UTF-8")
+        return Breach("not_utf8", f"{where} is not UTF-8: it looks compressed (gzip), so unpack the file", at)
+    return Breach("not_utf8", f"{where} is not UTF-8{hint}: save the file as UTF-8", at)
 
 
 def _nul(data: bytes, data_from: int = 0) -> tuple[Breach, ...]:
     at = data.find(0)
     if at < 0:
         return ()
-    detail = f"NUL byte at offset {data_from + at} of the line: the file was not written whole"
-    return (Breach("nul_bytes", detail),)
+    at += data_from
+    return (Breach("nul_bytes", f"NUL byte at offset {at} of the line: the file was not written whole", at),)
 
 
 # --- the rules ---------------------------------------------------------------------------------------------
@@ -259,7 +265,7 @@ def _custom_id_breaches(request: dict[str, Any]) -> Iterator[Breach]:
         yield Breach("custom_id_missing", "custom_id is missing")
     elif _text_or_none(request["custom_id"]) is None:
         got = _shown(request["custom_id"])
-        yield Breach("custom_id_invalid", f"custom_id must be a non-empty string (got {got})")
+        yield Breach("custom_id_invalid", f"custom_id must be a non-empty string (got {got})", ("custom_id",))
 
 
 def _body_breaches(request: dict[str, Any]) -> Iterator[Breach]:
@@ -268,13 +274,14 @@ def _body_breaches(request: dict[str, Any]) -> Iterator[Breach]:
         return
     body = request["body"]
     if not isinstance(body, dict):
-        yield Breach("messages_missing", f"body must be an object (got {_shown(body)})")
+        yield Breach("messages_missing", f"body must be an object (got {_shown(body)})", ("body",))
     elif "messages" not in body:
-        yield Breach("messages_missing", "body.messages is missing")
+        yield Breach("messages_missing", "body.messages is missing", ("body",))
     elif not isinstance(body["messages"], list):
-        yield Breach("messages_invalid", f"body.messages must be an array (got {_shown(body['messages'])})")
+        got = _shown(body["messages"])
+        yield Breach("messages_invalid", f"body.messages must be an array (got {got})", _MESSAGES)
     elif not body["messages"]:
-        yield Breach("messages_invalid", "body.messages must not be empty")
+        yield Breach("messages_invalid", "body.messages must not be empty", _MESSAGES)
     else:
         yield from _messages_breaches(body["messages"])
 
@@ -284,14 +291,23 @@ def _messages_breaches(messages: list[Any]) -> Iterator[Breach]:
     if strangers:
         first = strangers[0]
         fault = f"body.messages[{first}] must be an object (got {_shown(messages[first])})"
-        yield Breach("messages_invalid", fault + _more(strangers))
+        yield Breach("messages_invalid", fault + _more(strangers), (*_MESSAGES, first))
     wrong = [i for i, message in enumerate(messages) if isinstance(message, dict) and not _has_role(message)]
     if wrong:
-        yield Breach("role_invalid", _role_fault(wrong[0], messages[wrong[0]]) + _more(wrong))
+        fault = _role_fault(wrong[0], messages[wrong[0]])
+        yield Breach("role_invalid", fault + _more(wrong), _role_place(messages, wrong[0]))
     last = messages[-1]
     if isinstance(last, dict) and last.get("role") != "user":
         got = _shown(last["role"]) if "role" in last else "one without a role"
-        yield Breach("last_role_not_user", f"body.messages must end with a user message (got {got})")
+        fault = f"body.messages must end with a user message (got {got})"
+        yield Breach("last_role_not_user", fault, _role_place(messages, len(messages) - 1))
+
+
+_MESSAGES = ("body", "messages")
+
+
+def _role_place(messages: list[Any], index: int) -> Place:
+    return (*_MESSAGES, index, "role") if "role" in messages[index] else (*_MESSAGES, index)
 
 
 def _has_role(message: dict[str, Any]) -> bool:

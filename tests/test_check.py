@@ -19,10 +19,12 @@ from sfwatch.check import (
     Checked,
     ShortRead,
     Stopped,
+    Wanted,
     check,
     check_blocks,
     check_stream,
 )
+from sfwatch.excerpt import excerpt
 from sfwatch.settings import Check
 
 USER = {"role": "user", "content": "hi"}
@@ -121,6 +123,24 @@ def test_findings_are_bounded() -> None:
     assert len(result.findings) == MAX_FINDINGS
     assert result.more == 51
     assert reasons(result)[:2] == [(None, "too_many_lines"), (1, "not_object")]
+
+
+def test_all_findings_are_counted_by_kind() -> None:
+    """Also those that are not kept, and those on the file as a whole."""
+    result = checked(text(*[b"[]"] * (MAX_FINDINGS + 50), b"x"), max_lines=5)
+    assert result.kinds == {"too_many_lines": 1, "not_object": MAX_FINDINGS + 50, "not_json": 1}
+    assert sum(result.kinds.values()) == len(result.findings) + result.more
+
+
+def test_findings_bring_as_much_as_is_wanted() -> None:
+    """As many as one likes, each with what is made of its line while that is at hand."""
+    wanted = Wanted(most=3, show=lambda line, place: excerpt(line, place, cells=40))
+    data = text(request("a"), request("a", model="n"), b"[]", b"7", b"8")
+    blocks = cut(data, len(data))
+    result = check_blocks(blocks, level=Check.BATCH, max_bytes=0, max_lines=0, wanted=wanted)
+    shown = [finding.excerpt.text for finding in result.findings if finding.excerpt]
+    assert shown == ['…"custom_id": "a", "body": {"model": "n…', "[]", "7"]
+    assert result.more == 1
 
 
 def test_long_ids_are_compared_too() -> None:
