@@ -372,6 +372,17 @@ def publish(dir_fd: int, name: str, data: bytes, *, mode: int = 0o640) -> None:
     sync_folder(dir_fd)
 
 
+def put(path: Path, data: bytes, *, mode: int) -> None:
+    """Put a file in the place of what is at this path, whole or not at all; not durably, it can be made anew.
+
+    It gets exactly `mode`, and the folder's group where we may give it.
+    """
+    with folder(os.path.realpath(path.parent)) as dir_fd, temporary(dir_fd) as (fd, made):
+        write_all(fd, data)
+        _give_to_group(fd, dir_fd, mode)
+        os.rename(made, path.name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
 def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:

@@ -17,6 +17,7 @@ class Hold:
     """Why and since when a folder is held; `trial` is the file that tries it now. Times are monotonic."""
 
     reason: str
+    detail: str
     since: float
     pause_s: float = 0.0
     probe_at: float = 0.0
@@ -39,7 +40,7 @@ class Storage:
             if by is not None and hold.trial == by:  # stragglers of before the hold do not lengthen it
                 self._pause(hold, now)
             return
-        hold = self.holds[folder] = Hold(reason, now)
+        hold = self.holds[folder] = Hold(reason, detail, now)
         self._pause(hold, now)
         self.log(
             "storage.held",
