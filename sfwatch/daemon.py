@@ -124,6 +124,7 @@ class Daemon:
     table: Table = field(default_factory=Table)
     inboxes: Inboxes = field(init=False)
     storage: Storage = field(init=False)
+    lifeline: systemd.Lifeline = field(init=False)
     local: deque[Key] = field(default_factory=deque)
     counts: Counts = field(default_factory=Counts)
     started_at: float = 0.0
@@ -133,12 +134,14 @@ class Daemon:
     stop_signal: int | None = None
     leave_at_once: bool = False
     under_way: dict[Key, Job] = field(default_factory=dict)
+    overdue: set[Key] = field(default_factory=set)
     probing: int = 0
     drain_until: float | None = None
     prune_at: float = 0.0
 
     def __post_init__(self) -> None:
         """Join the parts that share the table."""
+        self.lifeline = systemd.Lifeline(self.environ)
         self.storage = Storage(self.log, self.config.uploads, self._needing)
         self.inboxes = Inboxes(
             config=self.config,
@@ -197,7 +200,8 @@ class Daemon:
         if not self.ready and all(w.looked or w.lost for w in self.inboxes.watched.values()):
             self.ready = True
             self.log("daemon.ready", files=len(self.table), total_s=round(now - self.started_at, 3))
-            systemd.notify(self.environ, "READY=1", "STATUS=Watching.")
+            systemd.notify(self.environ, "READY=1")
+        self._tell_systemd(now)
 
     def over(self) -> bool:
         """Whether the loop has nothing more to do."""
@@ -225,7 +229,8 @@ class Daemon:
     def _timeout(self) -> float:
         now = self.clock()
         times = [w.next_look for w in self.inboxes.watched.values()]
-        times += [at for at in (self.table.next_due(), self.stop_at) if at is not None]
+        due = (self.table.next_due(), self.stop_at, self.lifeline.next_at())
+        times += [at for at in due if at is not None]
         # What was past at the last tick waits for something else to happen: a worker, or a file.
         ahead = [*self.storage.due(), self.drain_until or 0.0]
         ahead += [w.refused_until for w in self.inboxes.watched.values()]
@@ -711,6 +716,38 @@ class Daemon:
         )
         service.change(state, now, waiting=self._waiting(service))
 
+    # What systemd is told.
+
+    def _tell_systemd(self, now: float) -> None:
+        """Starve the watchdog if an upload hangs in something that no timeout ends: a restart frees it."""
+        overdue = {k for k, job in self.under_way.items() if job.progress.is_overdue(job.inbox.api, now)}
+        for key in overdue - self.overdue:
+            inbox, file = key
+            entry, sent = self.table.get(key), self.under_way[key].progress.sent
+            size = entry.size if entry else None
+            detail = "its timeouts are over and it is not back; under systemd the watchdog restarts sfwatch"
+            self.log("upload.stuck", inbox=inbox, file=file, size=size, sent=sent, detail=detail)
+        self.overdue = overdue
+        if self.stop_at is None:
+            self.lifeline.tell(now, self._status_line, alive=not overdue)
+
+    def _status_line(self) -> str:
+        if not self.ready:
+            return "Taking the first look."
+        under_way = len(self.under_way)
+        waiting = self.unfinished() - under_way
+        inboxes = len(self.config.inboxes)
+        line = f"Watching {inboxes} inbox{'' if inboxes == 1 else 'es'}; {under_way} under way"
+        line += f", {waiting} waiting, {self.counts.done} done, {self.counts.failed} failed"
+        held = [f"{it.name} ({it.state.hold.reason})" for it in self.services.values() if it.state.hold]
+        held += [f"{folder} ({hold.reason})" for folder, hold in self.storage.holds.items()]
+        troubles = {
+            "held": held,
+            "not there": [name for name, w in self.inboxes.watched.items() if w.lost],
+            "stuck": [name for _, name in self.overdue],
+        }
+        return line + "".join(f"; {word}: {', '.join(which)}" for word, which in troubles.items() if which)
+
     # Stopping.
 
     def _on_signal(self, number: int, now: float) -> None:
@@ -722,7 +759,7 @@ class Daemon:
             return
         self.stop_at = now + self.config.stop_grace_s
         self.stop_signal = number
-        systemd.notify(self.environ, "STOPPING=1")
+        systemd.stopping(self.environ, self.config.stop_grace_s)
         self.log(
             "daemon.stopping",
             signal=signal.Signals(number).name,

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from sfwatch.journal import Delivery, Journal
 from sfwatch.logs import EventLog
-from sfwatch.settings import Inbox, Uploads
+from sfwatch.settings import Api, Inbox, Uploads
 from sfwatch.settle import Settled
 from sfwatch.upload import Client, Pace
 from sfwatch.verdict import Verdict
@@ -33,12 +33,19 @@ class Condemned:
     verdict: Verdict | None = None
 
 
+BACK_S = 30.0
+"""How long a worker may take to be back once its upload has run into a timeout."""
+
+CONNECTING_S = 60.0
+
+
 @dataclass(slots=True)
 class Progress:
     """How far an upload is: its worker writes, the main thread reads. No lock: each is one value.
 
-    Times are the daemon's clock. `moved_at` is when bytes went out last, or waited for their turn under
-    `max_rate`; None while nothing is being uploaded (before, after, and while a lost one is looked up).
+    Times are the daemon's clock. `started_at` is None while nothing is being uploaded (before, after, and while
+    a lost one is looked up). `moved_at` is when bytes went out last, or waited for their turn under `max_rate`;
+    None while there is no connection yet.
     """
 
     sent: int = 0
@@ -47,7 +54,20 @@ class Progress:
 
     def start(self, now: float) -> None:
         """An upload begins."""
-        self.sent, self.started_at, self.moved_at = 0, now, now
+        self.sent, self.started_at, self.moved_at = 0, now, None
+
+    def end(self) -> None:
+        """It has ended, well or not."""
+        self.started_at = self.moved_at = None
+
+    def is_overdue(self, api: Api, now: float) -> bool:
+        """Return whether its worker should long be back: `wire` itself ends an upload that stands still."""
+        if self.started_at is None:
+            return False
+        if self.moved_at is None:
+            # A name may be looked up for a minute, and each of the host's addresses has its own timeout.
+            return now >= self.started_at + CONNECTING_S + 10 * api.connect_timeout_s + BACK_S
+        return now >= self.moved_at + api.read_timeout_s + BACK_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ _EVENTS: Mapping[str, tuple[str, str]] = {
     "file.vanished": ("warning", f"{_FILE} detail"),
     "upload.started": ("info", f"{_FILE} attempt target remote_name sha256 lines"),
     "upload.progress": ("info", f"{_FILE} attempt sent bytes_per_s"),
+    "upload.stuck": ("error", f"{_FILE} sent detail"),
     "upload.accepted": (
         "info",
         f"{_FILE} attempt target file_id trace_id http_status duration_s bytes_per_s",

@@ -73,7 +73,7 @@ def send(job: Job, tools: Tools, held: Held, secret: "key.Key") -> Outcome:
         approve=lambda sha256: sha256 == known.sha256,
         moved=_moved(job, tools),
     )
-    job.progress.moved_at = None
+    job.progress.end()
     return _conclude(job, tools, replace(held, known=known), attempt, before=held.known)
 
 

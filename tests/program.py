@@ -57,8 +57,18 @@ class Program:
         self.until(heard)
 
     def end(self, number: int = signal.SIGTERM) -> int:
+        self._listen()  # a channel that is not read holds ten datagrams
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE_S)
+        status = self.process.wait(PATIENCE_S)
+        self._listen()
+        return status
+
+    def _listen(self) -> None:
+        """Take in all that was said to systemd."""
+        self.manager.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.told.append(self.manager.recv(4096).decode())
 
 
 @dataclass

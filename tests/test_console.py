@@ -132,6 +132,10 @@ LINES: dict[str, tuple[dict[str, Any], str]] = {
         {**FILE, "attempt": 1, "sent": 400_000, "bytes_per_s": 35_000_000},
         "upload.progress    evals/a.jsonl             400 KB of 1.2 MB (32 %) · 35 MB/s",
     ),
+    "upload.stuck": (
+        {**FILE, "sent": 400_000, "detail": "it is not back"},
+        "upload.stuck       evals/a.jsonl             400 KB of 1.2 MB (32 %)  it is not back",
+    ),
     "upload.accepted": (
         {
             **SENT,
