@@ -1,0 +1,307 @@
+"""The matrix at work: all writers beside each other, each with an inbox of its own, and a daemon for each role.
+
+The daemons are processes. One of another user is loaded as root first, since nobody else may be able to read
+the folder that the tests lie in; then it gives up all but the one right that it is to have.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from loop import KEY
+from program import Program
+from programs import path_of
+from writers.scenes import SCENES, Scene
+from writers.stage import STALL_S, Help, Role, Stage
+
+from sfwatch import files
+from sfwatch.standin import StandIn
+
+DAEMON, NOBODY = 1, 65534
+"""Users that every Debian has."""
+
+ROLES = (
+    (
+        Role("root"),
+        Role("CAP_LEASE", daemon=DAEMON, writer=NOBODY),
+        Role("no right", daemon=DAEMON, writer=NOBODY, may_ask=False),
+    )
+    if os.geteuid() == 0
+    else (Role("self"),)
+)
+
+PATIENCE_S = 60.0
+
+# First of all, as root: load. Then hand over to the user, who keeps CAP_LEASE (28) or nothing.
+BECOME = """
+import ctypes, os, sys
+import encodings.ascii, encodings.idna, encodings.utf_8_sig
+from sfwatch import app, cli, preflight
+user, group, lease = (int(word) for word in sys.argv[1:4])
+libc = ctypes.CDLL(None, use_errno=True)
+os.setgroups([])
+os.setresgid(group, group, group)
+libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+os.setresuid(user, user, user)
+rights = (1 << 28) * lease
+header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(rights, rights)
+assert libc.capset(header, data) == 0, os.strerror(ctypes.get_errno())
+sys.argv[1:4] = []
+cli.main()
+"""
+
+
+@dataclass
+class Result:
+    """What became of one writer's lines."""
+
+    scene: Scene
+    role: Role
+    stage: Stage
+    uploads: list[bytes] = field(default_factory=list)
+    done: list[bytes] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        return [e for e in self.events if e["event"] == event]
+
+
+@contextlib.contextmanager
+def two_filesystems() -> Iterator[tuple[Path, Path]]:
+    """A folder that everybody may enter on a filesystem that the kernel's word reaches, and one on another."""
+    places = [Path("/var/tmp"), Path("/dev/shm")]
+    if files.mount_of(places[0]).fs_type not in files.LOCAL_FILESYSTEMS:
+        places.reverse()
+    with contextlib.ExitStack() as stack:
+        made = [Path(tempfile.mkdtemp(prefix="sfwatch-writers-", dir=place)) for place in places]
+        for folder in made:
+            stack.callback(shutil.rmtree, folder)
+            folder.chmod(0o755)
+        yield made[0], made[1]
+
+
+@contextlib.contextmanager
+def stalling_web_server() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """A server that stops in the middle of each file for a while."""
+    pages: dict[str, bytes] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            data = pages[self.path]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Last-Modified", "Mon, 01 Jan 2001 00:00:00 GMT")
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            time.sleep(STALL_S)
+            self.wfile.write(data[len(data) // 2 :])
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", pages
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def ssh_server(folder: Path) -> Iterator[tuple[int, list[str | Path]]]:
+    """A real sshd on loopback, for the users of the tests; its port, and the options of its clients."""
+    folder.mkdir()
+    folder.chmod(0o755)
+    for name in ("host", "user"):
+        keygen = [path_of("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(keygen, check=True)
+    (folder / "user").chmod(0o600)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {
+        "Port": port,
+        "ListenAddress": "127.0.0.1",
+        "HostKey": folder / "host",
+        "AuthorizedKeysFile": folder / "user.pub",
+        "PidFile": "none",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "PermitRootLogin": "yes",
+        "MaxStartups": 100,
+        "Subsystem": "sftp internal-sftp",
+        "ForceCommand": "internal-sftp",
+    }
+    (folder / "config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    command = [path_of("sshd"), "-D", "-e", "-f", str(folder / "config")]
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stderr=log) as server:
+        try:
+            _wait_for_port(port)
+            options = ["IdentitiesOnly=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"]
+            yield port, [word for option in [*options, "LogLevel=ERROR"] for word in ("-o", option)]
+        finally:
+            server.terminate()
+
+
+def _wait_for_port(port: int) -> None:
+    end = time.monotonic() + 20
+    while True:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        assert time.monotonic() < end, "it never listened"
+        time.sleep(0.02)
+
+
+def _key_of(help_: Path, stage: Path, writer: int | None) -> Path:
+    """A copy of the user's key that belongs to the writer: ssh takes no other."""
+    key = stage / "key"
+    shutil.copy(help_ / "user", key)
+    key.chmod(0o600)
+    if writer is not None:
+        os.chown(key, writer, writer)
+    return key
+
+
+class Matrix:
+    """All writers and their daemons, below two folders on two filesystems."""
+
+    def __init__(self, home: Path, elsewhere: Path, service: StandIn) -> None:
+        self.home = home
+        self.elsewhere = elsewhere
+        self.service = service
+        self.programs: dict[str, Program] = {}
+
+    def run(self) -> dict[tuple[str, str], Result]:
+        """Let all write, wait until nothing is left to be taken, and collect what became of it."""
+        with contextlib.ExitStack() as stack:
+            url, pages = stack.enter_context(stalling_web_server())
+            port, options = stack.enter_context(ssh_server(self.home / "ssh"))
+            results = [
+                self._prepare(role, name, Help(url, pages, options, port)) for role in ROLES for name in SCENES
+            ]
+            for role in ROLES:
+                self.programs[role.name] = stack.enter_context(self._daemon(role))
+            with ThreadPoolExecutor(len(results)) as pool:
+                list(pool.map(self._perform, results))
+            for program in self.programs.values():
+                assert program.end() == 0
+                assert program.stderr.read_text() == ""
+        self._collect(results)
+        return {(result.role.name, result.scene.write.__name__): result for result in results}
+
+    def _prepare(self, role: Role, name: str, help_: Help) -> Result:
+        root, elsewhere = (base / role.name.replace(" ", "_") / name for base in (self.home, self.elsewhere))
+        stage = Stage(f"{role.name.replace(' ', '_')}/{name}", role, root, elsewhere, help_)
+        for folder in (stage.inbox, stage.aside, root / "done", root / "failed", elsewhere):
+            folder.mkdir(parents=True)
+            folder.chmod(0o755)
+        if role.writer is not None and role.daemon is not None:
+            for folder in (stage.aside, elsewhere):
+                os.chown(folder, role.writer, role.writer)
+            for folder in (stage.inbox, root / "done", root / "failed"):
+                os.chown(folder, role.daemon, role.writer)
+            stage.inbox.chmod(0o3770)  # as the README has it
+        key = _key_of(self.home / "ssh", stage.aside, role.writer)
+        stage.help = Help(help_.url, help_.pages, [*help_.ssh, "-i", key], help_.ssh_port)
+        return Result(SCENES[name], role, stage)
+
+    @contextlib.contextmanager
+    def _daemon(self, role: Role) -> Iterator[Program]:
+        top = self.home / role.name.replace(" ", "_")
+        inboxes = [
+            {"path": str(top / name / "inbox"), "name": name, "settle": f"{scene.settle_s}s"}
+            for name, scene in SCENES.items()
+        ]
+        (top / "state").mkdir()
+        (top / "key").write_text(KEY)
+        (top / "key").chmod(0o600)
+        if role.daemon is not None:
+            os.chown(top / "state", role.daemon, -1)
+            os.chown(top / "key", role.daemon, -1)
+        api = {"base_url": self.service.base_url, "key_file": str(top / "key")}
+        settings = {"api": api, "inboxes": inboxes, "state_dir": str(top / "state"), "log": {"level": "debug"}}
+        (top / "sfwatch.yaml").write_text(json.dumps(settings))
+        command = [str(Path(sys.executable).with_name("sfwatch"))]
+        if role.daemon is not None:
+            command = [sys.executable, "-c", BECOME, str(role.daemon), str(role.writer), str(int(role.may_ask))]
+        with _started([*command, "run", "-c", str(top / "sfwatch.yaml")], top) as program:
+            yield program
+
+    def _perform(self, result: Result) -> None:
+        stage = result.stage
+        try:
+            with stage.acting():
+                result.scene.write(stage)
+            stage.ended_at = time.time()
+            self._until_taken(stage)
+        except BaseException as error:  # noqa: BLE001 (it is raised again by the test of this writer)
+            result.error = error
+        result.left = _lying_in(stage.inbox)
+
+    def _until_taken(self, stage: Stage) -> None:
+        """Wait until nothing is left in the inbox, or for so long that it never will be."""
+        end = time.monotonic() + PATIENCE_S
+        process = self.programs[stage.role.name].process
+        while _lying_in(stage.inbox) and time.monotonic() < end and process.poll() is None:
+            time.sleep(0.1)
+
+    def _collect(self, results: list[Result]) -> None:
+        uploads: dict[str, list[bytes]] = defaultdict(list)
+        assert self.service.keep is not None
+        for stored in self.service.stored:
+            data = (self.service.keep / stored.sha256).read_bytes()
+            uploads[json.loads(data.partition(b"\n")[0])["custom_id"].rpartition("/")[0]].append(data)
+        events = {name: program.said() for name, program in self.programs.items()}
+        for result in results:
+            root = result.stage.root
+            result.uploads = uploads.pop(result.stage.tag, [])
+            result.done = [path.read_bytes() for path in sorted(root.glob("done/*.jsonl"))]
+            result.failed = sorted(path.name for path in root.glob("failed/*.jsonl"))
+            result.events = [e for e in events[result.role.name] if e.get("inbox") == root.name]
+        assert not uploads, "something was uploaded that nobody wrote"
+
+
+@contextlib.contextmanager
+def _started(command: list[str], top: Path) -> Iterator[Program]:
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(top / "notify"))
+    (top / "notify").chmod(0o777)
+    environ = {"PATH": os.environ["PATH"], "PYTHONWARNINGS": "error", "NOTIFY_SOCKET": str(top / "notify")}
+    with (top / "log").open("wb") as out, (top / "stderr").open("wb") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environ, cwd="/")
+    program = Program(process, top / "log", manager, top / "stderr")
+    try:
+        program.hear("READY=1")
+        yield program
+    finally:
+        manager.close()
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def _lying_in(inbox: Path) -> list[str]:
+    """All that lies in an inbox, what is claimed included."""
+    return sorted(str(path.relative_to(inbox)) for path in inbox.rglob("*") if not path.is_dir())
