@@ -1,42 +1,28 @@
 """The commands: what was asked for on the command line is handed on, and what came of it is printed.
 
-Everything that comes from a file or a service is made printable first: nothing of it may steer a terminal.
+What is printed by hand is made printable first: nothing that comes from elsewhere may steer a terminal.
 """
 
 import errno
 import io
-import json
 import os
+import shutil
 import signal
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import click
 
 from sfwatch import __version__, config, logs
+from sfwatch.console import wants_colour
+from sfwatch.exits import BAD_CONFIG, CANNOT_CREATE, INTERNAL, NO_PERMISSION, OK, TRY_AGAIN, USAGE
 from sfwatch.settings import Config
 
 if TYPE_CHECKING:  # most commands start without the modules behind it
-    from sfwatch.check import Checked
-    from sfwatch.preflight import FileReport, Note
-
-OK, FINDINGS, USAGE, UNAVAILABLE, INTERNAL, CANNOT_CREATE, TRY_AGAIN, NO_PERMISSION, BAD_CONFIG = (
-    0,
-    1,
-    64,
-    69,
-    70,
-    73,
-    75,
-    77,
-    78,
-)
-"""Exit statuses, after sysexits.h."""
+    from sfwatch.check_page import Page
 
 _CONFIG = click.option(
     "-c",
@@ -123,13 +109,13 @@ def check(path: Path | None, names: tuple[str, ...], *, config_only: bool, onlin
         if sys.stdout.isatty():  # systemctl reload runs this: its log is for events
             _out("ok  the configuration is sound")
         sys.exit(OK)
-    report = _ReportAsJson() if as_json else _ReportAsText()
+    page = _check_page(as_json=as_json)
     everything = bool(path or online or not names)
-    settings = _looked_at(path, report, everything=everything)
+    settings = _looked_at(path, page, everything=everything)
     if everything and not config_only:
-        _preflight(settings, report, online=online)
-    _batch_files(names, settings, report)
-    sys.exit(report.end())
+        _preflight(settings, page, online=online)
+    _batch_files(names, settings, page)
+    sys.exit(page.end())
 
 
 @commands.command()
@@ -213,10 +199,23 @@ def _end(status: int, message: str) -> NoReturn:
     sys.exit(status)
 
 
-# ---- check: what is looked at ----
+# ---- check ----
 
 
-def _looked_at(path: Path | None, report: "_Report", *, everything: bool) -> Config | None:
+def _check_page(*, as_json: bool) -> "Page":
+    from sfwatch.check_page import JsonPage, TextPage  # noqa: PLC0415 - as above
+
+    if as_json:
+        return JsonPage(_out)
+    cells = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return TextPage(_out, colour=_colour(), cells=cells)
+
+
+def _colour() -> bool:
+    return wants_colour(os.environ, terminal=sys.stdout.isatty())
+
+
+def _looked_at(path: Path | None, page: "Page", *, everything: bool) -> Config | None:
     """Read the configuration; without `everything` only for its limits, and the defaults do as well."""
     from sfwatch.preflight import Level, Note  # noqa: PLC0415 - as above
 
@@ -224,182 +223,38 @@ def _looked_at(path: Path | None, report: "_Report", *, everything: bool) -> Con
         settings = config.read(config.find(path, os.environ), environ=os.environ)
     except config.ConfigError as error:
         if everything:
-            report.rejected(error)
-            sys.exit(report.end())
+            page.rejected(error)
+            sys.exit(page.end())
         if error.source is not None:
             text = f"can't be used, so the default limits count: {error.problems[0]}"
-            report.note(Note(Level.WARNING, str(error.source), text))
+            page.note(Note(Level.WARNING, str(error.source), text))
         return None
-    report.config = str(settings.source)
+    page.config = str(settings.source)
     if everything:
-        report.note(Note(Level.OK, "configuration", str(settings.source)))
+        page.note(Note(Level.OK, "configuration", str(settings.source)))
     return settings
 
 
-def _preflight(settings: Config | None, report: "_Report", *, online: bool) -> None:
+def _preflight(settings: Config | None, page: "Page", *, online: bool) -> None:
     from sfwatch import preflight  # noqa: PLC0415 - as above
 
     if settings is None:
         return
     for note in preflight.installation(settings, os.environ, online=online, wall=_wall, command=_command()):
-        report.note(note)
+        page.note(note)
 
 
 def _wall() -> float:
     return datetime.now(UTC).timestamp()
 
 
-def _batch_files(names: Iterable[str], settings: Config | None, report: "_Report") -> None:
-    from sfwatch import preflight  # noqa: PLC0415 - as above
+def _batch_files(names: Iterable[str], settings: Config | None, page: "Page") -> None:
+    from sfwatch import lint  # noqa: PLC0415 - as above
 
-    bounds = preflight.limits(settings)
+    bounds = lint.limits(settings)
     for name in names:
-        report.file(preflight.batch_file(name, bounds, _stdin()))
+        page.file(lint.batch_file(name, bounds, _stdin(), page.wanted))
 
 
 def _stdin() -> BinaryIO | None:
     return sys.stdin.buffer if sys.stdin is not None else None
-
-
-# ---- check: how it is said ----
-
-_MARKS = {"ok": ("ok", "green"), "warning": ("!", "yellow")}
-_FAULT = ("!!", "red")
-_SHOWN_MODELS = 3
-
-
-class _Report:
-    """What was found so far, and the exit status that it makes."""
-
-    def __init__(self) -> None:
-        self.config: str | None = None
-        self.levels: set[str] = set()
-
-    def rejected(self, error: config.ConfigError) -> None:
-        """Take up what is wrong with the configuration."""
-        self.levels.add("no_permission" if error.forbidden else "config")
-        self.config = str(error.source) if error.source else None
-
-    def note(self, note: "Note") -> None:
-        """Take up one thing about the installation."""
-        self.levels.add(note.level)
-
-    def file(self, file: "FileReport") -> None:
-        """Take up one batch file."""
-        if file.checked is None or file.checked.findings:
-            self.levels.add("finding")
-
-    def end(self) -> int:
-        """Return the exit status: what must be mended first outweighs the rest."""
-        ranked = {
-            "config": BAD_CONFIG,
-            "no_permission": NO_PERMISSION,
-            "finding": FINDINGS,
-            "unavailable": UNAVAILABLE,
-        }
-        return next((status for level, status in ranked.items() if level in self.levels), OK)
-
-
-class _ReportAsText(_Report):
-    """One line a thing, as soon as it is known."""
-
-    def rejected(self, error: config.ConfigError) -> None:
-        super().rejected(error)
-        for problem in error.problems:
-            _say("!!", "red", f"{error.source or 'configuration'}: {problem}")
-
-    def note(self, note: "Note") -> None:
-        super().note(note)
-        mark, colour = _MARKS.get(note.level, _FAULT)
-        warning = "warning: " if note.level == "warning" else ""
-        _say(mark, colour, f"{warning}{note.about}: {note.text}")
-
-    def file(self, file: "FileReport") -> None:
-        super().file(file)
-        name = "stdin" if file.name == "-" else file.name
-        if file.checked is None:
-            _say("!!", "red", f"{name}: {file.problem}")
-            return
-        for line in _findings(name, file.checked):
-            _out(logs.printable(line))
-        mark, colour = _FAULT if file.checked.findings else _MARKS["ok"]
-        _say(mark, colour, f"{name}: {_summary(file.checked)}")
-
-
-class _ReportAsJson(_Report):
-    """One object at the end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._problems: list[str] = []
-        self._notes: list[dict[str, Any]] = []
-        self._files: list[dict[str, Any]] = []
-
-    def rejected(self, error: config.ConfigError) -> None:
-        super().rejected(error)
-        self._problems = [str(problem) for problem in error.problems]
-
-    def note(self, note: "Note") -> None:
-        super().note(note)
-        self._notes.append(asdict(note))
-
-    def file(self, file: "FileReport") -> None:
-        super().file(file)
-        checked = asdict(file.checked) if file.checked else {}
-        self._files.append({"file": file.name, "problem": file.problem, **checked})
-
-    def end(self) -> int:
-        status = super().end()
-        configuration = {"path": self.config, "problems": self._problems}
-        document = {
-            "status": status,
-            "version": __version__,
-            "config": configuration,
-            "checks": self._notes,
-            "files": self._files,
-        }
-        _out(json.dumps(document))  # in ASCII, which also has room for undecodable names
-        return status
-
-
-def _say(mark: str, colour: str, text: str) -> None:
-    _out(f"{click.style(f'{mark:<2}', fg=colour)}  {logs.printable(text)}")
-
-
-def _findings(name: str, checked: "Checked") -> Iterator[str]:
-    """One line each, in the form that editors and compilers share."""
-    for finding in checked.findings:
-        yield f"{_place(name, finding.line)}: {finding.detail}"
-    if checked.more:
-        yield f"{name}: … and {checked.more:,} more"
-    for warning in checked.warnings:
-        detail = warning.detail.removeprefix(f"line {warning.line} ")
-        yield f"{_place(name, warning.line)}: warning: {detail}"
-
-
-def _place(name: str, line: int | None) -> str:
-    return f"{name}:{line}" if line else name
-
-
-def _summary(checked: "Checked") -> str:
-    parts = [f"{checked.size:,} bytes, {_counted(checked.lines, 'line')}"]
-    if checked.models:
-        parts.append(_models(checked.models.items()))
-    kinds = Counter(finding.reason for finding in checked.findings)
-    if kinds:
-        told = [f"{times:,} {reason}" for reason, times in kinds.most_common()]
-        told += [f"{checked.more:,} more"] if checked.more else []
-        parts.append(f"{_counted(kinds.total() + checked.more, 'finding')} ({', '.join(told)})")
-    if checked.warnings:
-        parts.append(_counted(len(checked.warnings), "warning"))
-    return "; ".join(parts)
-
-
-def _models(models: Iterable[tuple[str, int]]) -> str:
-    shown = [f"{model} ({lines:,})" for model, lines in models]
-    more = ", …" if len(shown) > _SHOWN_MODELS else ""
-    return f"{'model' if len(shown) == 1 else 'models'} {', '.join(shown[:_SHOWN_MODELS])}{more}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -51,7 +51,6 @@ _FACTS: Mapping[str, str] = {
     "file.vanished": "",
     "upload.started": "size lines attempt remote_name",
     "upload.progress": "sent bytes_per_s",
-    "upload.stuck": "sent",
     "upload.accepted": "file_id duration_s bytes_per_s",
     "upload.deferred": "reason http_status attempt retry_in_s trace_id",
     "upload.unknown": "reason http_status attempt retry_in_s trace_id",
@@ -77,7 +76,7 @@ def line(event: Event, *, colour: bool, zone: tzinfo | None = None) -> str:
 
     One line, and below it the traceback of an `internal.error`.
     """
-    paint = _painted if colour else _plain
+    paint = painter(colour=colour)
     name = event["event"]
     facts = f" {paint(_DIM, '·')} ".join(_facts(event))
     sentence = str(event.get("detail") or _SENTENCES.get(name, ""))
@@ -95,6 +94,11 @@ def line(event: Event, *, colour: bool, zone: tzinfo | None = None) -> str:
 def wants_colour(environ: Mapping[str, str], *, terminal: bool) -> bool:
     """Whether to paint: on a terminal that can, unless its user asks not to (https://no-color.org)."""
     return terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+
+def painter(*, colour: bool) -> Callable[[str, str], str]:
+    """Return what paints a text in a colour (its ANSI code), or leaves it as it is."""
+    return _painted if colour else _plain
 
 
 def size(count: float) -> str:

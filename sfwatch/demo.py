@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.highlighter import JSONHighlighter
 from rich.text import Text
 
-from sfwatch import __version__, app, console, logs
+from sfwatch import __version__, app, console, exits, logs
 from sfwatch.settings import Api, Config, Inbox, Log
 from sfwatch.standin import StandIn
 
@@ -31,7 +31,6 @@ SAMPLE, BROKEN = "sample.jsonl", "broken.jsonl"
 
 _KEY = "sk-demo-this-is-no-real-key"
 _SAMPLE_WITHIN_S = 20.0
-_CANNOT_CREATE = 73
 
 _QUESTIONS = (
     "Why is the sky blue?",
@@ -63,7 +62,7 @@ def run(*, once: bool) -> int:
         sys.stderr.write(
             f"sfwatch: no throw-away folder can be made: {error}. Set TMPDIR to a folder of yours\n"
         )
-        return _CANNOT_CREATE
+        return exits.CANNOT_CREATE
     with throw_away as name:
         show = _Show(Path(name).resolve(), once, logs.Output(Log()))
         with StandIn(key=_KEY) as service, _hangup_ends():

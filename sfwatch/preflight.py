@@ -8,7 +8,7 @@ A daemon may be at work in the same folders. Its eyes pass over hidden names, an
 `.sfwatch` is a file, which no instance takes for another's folder of claims. A check that was killed may
 leave a file or folder named `.sfwatch-XXXXXXXX.tmp`.
 
-Here are values only; what they look like on a terminal is cli.py's business.
+Here are values only; what they look like on a terminal is check_page.py's business.
 """
 
 import errno
@@ -23,19 +23,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from sfwatch import __version__, arrive, claim, files, key, verdict
-from sfwatch.check import Checked, ShortRead, check, check_stream
 from sfwatch.files import Lease
 from sfwatch.reconcile import skew_s
-from sfwatch.settings import ROOM_BYTES, Api, Check, Config, Inbox
+from sfwatch.settings import ROOM_BYTES, Api, Config, Inbox
 from sfwatch.upload import Client
 from sfwatch.verdict import Blame
-
-STDIN = "-"
-"""The name that stands for standard input."""
 
 SKEW_TOLD_S = 5.0
 """Seconds by which two clocks may differ without a word; `Date` itself counts whole seconds."""
@@ -68,15 +63,6 @@ class Note:
     level: Level
     about: str
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class FileReport:
-    """What is to be said about one batch file: what its lines show, or why it could not be read."""
-
-    name: str
-    checked: Checked | None = None
-    problem: str | None = None
 
 
 def installation(
@@ -670,51 +656,3 @@ def clocks(skew: float) -> str | None:
         f"this machine's clock is {abs(skew):.0f} s {side} the service's: set it"
         " (timedatectl set-ntp true); lost uploads are looked up by their times"
     )
-
-
-# ---- batch files ----
-
-
-def limits(config: Config | None) -> Inbox:
-    """The inbox whose limits count for files that are only named: the first one, else the defaults."""
-    first = config.inboxes[0] if config else Inbox(Path("/"), "", Path("/"), Path("/"))
-    return replace(first, check=Check.BATCH) if first.check is Check.NONE else first
-
-
-def batch_file(name: str, bounds: Inbox, stdin: BinaryIO | None) -> FileReport:
-    """Hold one batch file against the service's rules; `-` is standard input."""
-    try:
-        return FileReport(name, _checked_stdin(bounds, stdin) if name == STDIN else _checked(name, bounds))
-    except FileNotFoundError:
-        return FileReport(name, problem="is not there: mend the name")
-    except files.NotRegular as found:
-        return FileReport(name, problem=_no_file(found.kind))
-    except PermissionError:
-        return FileReport(name, problem=f"may not be read by {user(os.geteuid())}: chmod or chown it")
-    except ShortRead:
-        return FileReport(name, problem="became shorter while it was read: check it when it is finished")
-    except OSError as error:
-        return FileReport(name, problem=f"can't be read: {error.strerror or error}")
-
-
-def _checked(name: str, bounds: Inbox) -> Checked:
-    with files.regular(os.path.realpath(name)) as fd:  # a link is followed: the name is the caller's own
-        return check(
-            fd,
-            os.fstat(fd).st_size,
-            level=bounds.check,
-            max_bytes=bounds.max_bytes,
-            max_lines=bounds.max_lines,
-        )
-
-
-def _checked_stdin(bounds: Inbox, stdin: BinaryIO | None) -> Checked:
-    if stdin is None:
-        raise OSError(errno.EBADF, "standard input is closed")
-    return check_stream(stdin, level=bounds.check, max_bytes=bounds.max_bytes, max_lines=bounds.max_lines)
-
-
-def _no_file(kind: str) -> str:
-    if kind == "folder":
-        return "is a folder: name the files in it"
-    return f"is a {kind}, not a file: to check what comes out of it, give it as standard input and name -"

@@ -359,7 +359,7 @@ class TestCheckOfFiles:
         """One line, without a configuration and a key."""
         Path("x.jsonl").write_text(GOOD)
         result = check("x.jsonl")
-        assert (result.exit_code, result.output) == (0, "ok  x.jsonl: 91 bytes, 1 line; model m (1)\n")
+        assert (result.exit_code, result.output) == (0, "ok  x.jsonl: 91 B, 1 line; model m (1)\n")
 
     def test_a_bad_one(self) -> None:
         """Each finding with its line as compilers say it, warnings marked, and a sum at the end."""
@@ -371,22 +371,25 @@ class TestCheckOfFiles:
         assert other.startswith("x.jsonl:4: not JSON")
         assert blank == "x.jsonl:3: warning: is blank"
         assert newline.startswith("x.jsonl:4: warning: is the last one")
-        assert total.startswith("!!  x.jsonl: 189 bytes, 3 lines; model m (1); 2 findings (1 ")
+        assert total.startswith("!!  x.jsonl: 189 B, 3 lines; model m (1); 2 findings (1 ")
         assert total.endswith("; 2 warnings")
 
     def test_many_findings(self) -> None:
-        """Up to the bound, and how many more."""
-        Path("x.jsonl").write_text("x\n" * 1234)
-        lines = check("x.jsonl").output.splitlines()
-        assert (len(lines), lines[100]) == (102, "x.jsonl: … and 1,134 more")
-        assert lines[101].endswith("1,234 findings (100 not_json, 1,134 more)")
+        """All of them, up to a bound for what nobody reads; the rest is counted, also by kind."""
+        Path("x.jsonl").write_text("x\n" * 4_999)
+        assert len(check("x.jsonl").output.splitlines()) == 5_001  # … near the limit, and the sum
+        Path("x.jsonl").write_text("x\n" * 12_345)
+        *_, bound, total = check("x.jsonl").output.splitlines()
+        assert bound == "x.jsonl: … and 2,346 findings more"
+        assert total.endswith("12,346 findings (12,345 not_json, 1 too_many_lines)")
 
     def test_several(self) -> None:
         """All are looked at; one that is not there is a finding that stops nothing."""
         Path("x.jsonl").write_text(GOOD)
         result = check("nope.jsonl", ".", "x.jsonl")
         assert result.exit_code == 1
-        assert [line[:4] for line in result.output.splitlines()] == ["!!  ", "!!  ", "ok  "]
+        assert [line[:4] for line in result.output.splitlines()] == ["!!  ", "!!  ", "ok  ", "!!  "]
+        assert result.output.splitlines()[-1] == "!!  3 files: 2 not sound"
 
     def test_a_fifo(self) -> None:
         """It is not waited for."""
@@ -433,13 +436,26 @@ class TestCheckOfFiles:
         """On a terminal only."""
         Path("x.jsonl").write_text(GOOD)
         assert "\x1b[32mok" in on_a_terminal("check", "x.jsonl")
+        assert "\x1b" not in on_a_terminal("check", "x.jsonl", NO_COLOR="1")
         assert "\x1b" not in sfwatch("check", "x.jsonl").stdout
 
+    def test_the_place_is_shown(self) -> None:
+        """On a terminal only, below the finding, with carets; JSON gives the column instead."""
+        Path("x.jsonl").write_text(BAD)
+        shown = on_a_terminal("check", "x.jsonl", NO_COLOR="1").splitlines()
+        assert shown[1][shown[2].index("^") : shown[2].rindex("^") + 1] == '"assistant"'
+        assert "^" not in sfwatch("check", "x.jsonl").stdout
+        said = json.loads(check("--json", "x.jsonl").output)
+        (finding,) = said["files"][0]["findings"]
+        assert BAD[finding["column"] - 1 :].startswith('"assistant"')
 
-def on_a_terminal(*arguments: str) -> str:
+
+def on_a_terminal(*arguments: str, **more: str) -> str:
     """What a terminal gets to see."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen([*MAIN, *arguments], stdout=theirs, env={**os.environ, "TERM": "xterm"}) as process:
+    environ = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "COLUMNS"}}
+    environ |= {"TERM": "xterm", **more}
+    with subprocess.Popen([*MAIN, *arguments], stdout=theirs, env=environ) as process:
         os.close(theirs)
         said = os.read(ours, 65536)
         process.wait(timeout=60)

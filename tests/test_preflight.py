@@ -17,10 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfwatch import claim, preflight
-from sfwatch.check import MAX_FINDINGS
 from sfwatch.files import Lease
 from sfwatch.preflight import Level, Note
-from sfwatch.settings import ROOM_BYTES, Api, Check, Config, Inbox, Log, Proof
+from sfwatch.settings import ROOM_BYTES, Api, Config, Inbox, Log, Proof
 from sfwatch.standin import Listing, StandIn, reply
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="other users and mounts take root")
@@ -601,63 +600,3 @@ def test_an_open_key_file(tmp_path: Path) -> None:
     assert [note.level for note in notes] == [Level.OK, Level.WARNING]
     assert str(file) in notes[0].text
     assert KEY not in repr(notes)
-
-
-BOUNDS = preflight.limits(None)
-
-
-class TestBatchFiles:
-    def test_a_good_one(self, tmp_path: Path) -> None:
-        """It is read once, and not changed."""
-        (tmp_path / "x.jsonl").write_bytes(GOOD)
-        report = preflight.batch_file(str(tmp_path / "x.jsonl"), BOUNDS, None)
-        assert report.checked is not None
-        assert (report.checked.lines, report.checked.findings, report.checked.models) == (1, (), {"m": 1})
-
-    def test_findings_beyond_the_bound(self, tmp_path: Path) -> None:
-        """They are counted."""
-        (tmp_path / "x.jsonl").write_bytes(b"x\n" * (MAX_FINDINGS + 7))
-        report = preflight.batch_file(str(tmp_path / "x.jsonl"), BOUNDS, None)
-        assert report.checked is not None
-        assert (len(report.checked.findings), report.checked.more) == (MAX_FINDINGS, 7)
-
-    def test_a_link(self, tmp_path: Path) -> None:
-        """The name is the caller's own: it is followed, unlike in an inbox."""
-        (tmp_path / "x.jsonl").write_bytes(GOOD)
-        (tmp_path / "link").symlink_to("x.jsonl")
-        assert preflight.batch_file(str(tmp_path / "link"), BOUNDS, None).checked is not None
-
-    def test_what_is_no_file(self, tmp_path: Path) -> None:
-        """Each is said, and none is waited for: opening a FIFO would hang."""
-        os.mkfifo(tmp_path / "x.jsonl")
-        names = {"x.jsonl": "is a fifo", "": "is a folder", "nope": "is not there", "nope/x": "is not there"}
-        for name, said in names.items():
-            report = preflight.batch_file(str(tmp_path / name), BOUNDS, None)
-            assert report.problem is not None
-            assert report.problem.startswith(said)
-
-    @pytest.mark.parametrize("name", ["/dev/null", "x" * 300, "a/\udcff"])
-    def test_odd_names(self, name: str) -> None:
-        """They are problems of theirs, not errors of ours."""
-        assert preflight.batch_file(name, BOUNDS, None).problem
-
-    @as_root
-    def test_an_unreadable_one(self, public: Path) -> None:
-        """Who may not read it."""
-        (public / "x.jsonl").write_bytes(GOOD)
-        (public / "x.jsonl").chmod(0o600)
-        code = "answer = preflight.batch_file(str(here / 'x.jsonl'), preflight.limits(None), None).problem"
-        assert as_other(code, public) == f"may not be read by uid {STRANGER}: chmod or chown it"
-
-    def test_standard_input(self, tmp_path: Path) -> None:
-        """`-`; closed, it is a problem as any other."""
-        (tmp_path / "x.jsonl").write_bytes(GOOD)
-        with (tmp_path / "x.jsonl").open("rb") as stream:
-            assert preflight.batch_file("-", BOUNDS, stream).checked is not None
-        assert preflight.batch_file("-", BOUNDS, None).problem == "can't be read: standard input is closed"
-
-    def test_whose_limits(self, tmp_path: Path) -> None:
-        """The first inbox's; but who asks for a check gets one."""
-        inboxes = (an_inbox(tmp_path / "a", max_lines=3, check=Check.NONE), an_inbox(tmp_path / "b"))
-        bounds = preflight.limits(Config(inboxes))
-        assert (bounds.max_lines, bounds.check) == (3, Check.BATCH)
