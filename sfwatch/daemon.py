@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sfwatch import __version__, arrive, claim, systemd
+from sfwatch import __version__, arrive, claim, systemd, watch
 from sfwatch import target as rules
 from sfwatch.deliver import deliver
 from sfwatch.inboxes import Inboxes
@@ -377,6 +377,7 @@ class Daemon:
             held_s=service.held_s(now) - entry.held_mark if entry.held_mark is not None else 0.0,
             condemned=entry.condemned,
             insist=entry.insist,
+            home=entry.home,
         )
         self.under_way[entry.key] = job
         self.pool.submit(work, job, service.tools, entry.key, self.mailbox.put)
@@ -646,7 +647,11 @@ class Daemon:
     def _inbox_gone(self, entry: Entry, outcome: InboxGone, now: float) -> None:
         entry.known = outcome.known or entry.known
         entry.claimed = entry.claimed or entry.known is not None
-        self.inboxes.watched[entry.inbox].next_look = now
+        w = self.inboxes.watched[entry.inbox]
+        w.next_look = now
+        if watch.is_still_there(w):  # then no event of the inbox says what the file waits for
+            detail = "the folder that it was claimed in is not there: another one lies or is mounted there"
+            self.inboxes.tell(entry, "inbox_away", detail)
         self.table.wait(entry, now + self.config.poll_interval_s)
 
     def _crashed(self, entry: Entry, outcome: Crashed, now: float) -> None:

@@ -7,7 +7,6 @@ the sidecar is durable before the file appears beside it, and the row is finishe
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -165,13 +164,20 @@ def _is_the_same(fd: int, known: Delivery) -> bool:
     return numbers or (st.st_size == known.size and move.digest(fd) == known.sha256)
 
 
-def is_away(job: Job, known: Delivery | None) -> bool:
-    """Whether the inbox is not there, or a folder on another filesystem in its place: a bare mount point."""
+def is_away(job: Job, tools: Tools, known: Delivery | None) -> bool:
+    """Whether the file's inbox is not there, but another folder in its place perhaps: a bare mount point.
+
+    After a restart it is known again by our folder of claims and the number of its filesystem. A reboot may
+    change that number; then the file is waited for in vain rather than given up by mistake.
+    """
     try:
-        st = job.inbox.path.stat()
+        there = files.identity(job.inbox.path)
     except OSError:
         return True
-    return not stat.S_ISDIR(st.st_mode) or (known is not None and known.dev != st.st_dev)
+    if job.home is not None:
+        return there != job.home
+    claims = claim.claims_folder(job.inbox.path, tools.journal.instance)
+    return not os.path.isdir(claims) or (known is not None and known.dev != there.dev)  # noqa: PTH112
 
 
 def lies_in_inbox(job: Job, known: Delivery) -> bool:
@@ -271,7 +277,7 @@ def _send_marker_after(job: Job, tools: Tools, known: Delivery, target: int, bas
 
 def _without_its_file(job: Job, tools: Tools, known: Delivery, ending: Ending) -> Outcome:
     """The claim is empty: the file was moved before a crash, or somebody took it; or the inbox is away."""
-    if not os.path.isdir(claim.claims_folder(job.inbox.path, tools.journal.instance)):  # noqa: PTH112
+    if is_away(job, tools, known):
         return InboxGone(known)
     base = files.parts(job.name)[-1]
     try:
@@ -279,8 +285,6 @@ def _without_its_file(job: Job, tools: Tools, known: Delivery, ending: Ending) -
             if known.target_name and _is_there(target, known.target_name, known, ending):
                 _send_marker_after(job, tools, known, target, base)
                 return _finished(job, tools, known, ending, repeated=True)
-            if is_away(job, known):
-                return InboxGone(known)
             known = _published_alone(tools, known, ending, target, base)
     except StorageError as error:
         return error.outcome(claimed=True, known=known)

@@ -141,12 +141,11 @@ class Inboxes:
         watch.lose(w, self.doorbell)
         w.next_look = now + self.config.poll_interval_s
         w.looked = False
-        reason, detail = why
-        if w.lost is not None and w.lost[0] == reason:
-            return
-        w.lost = (reason, detail)
-        self.log("inbox.lost", inbox=w.inbox.name, path=w.inbox.path, reason=reason, detail=detail)
-        self._forget_files(w)
+        before, w.lost = w.lost, why
+        if before is None:  # said once, whatever becomes of it while it is lost
+            reason, detail = why
+            self.log("inbox.lost", inbox=w.inbox.name, path=w.inbox.path, reason=reason, detail=detail)
+            self._forget_files(w)
 
     def _forget_files(self, w: Watched) -> None:
         """What is in a lost inbox is seen anew when it is back; what could not be written down is kept."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from sfwatch.files import Identity
 from sfwatch.journal import Delivery, Journal
 from sfwatch.logs import EventLog
 from sfwatch.settings import Api, Inbox, Uploads
@@ -89,6 +90,7 @@ class Job:
     held_s: float = 0.0
     condemned: Condemned | None = None
     insist: bool = False  # a person wants a lost upload sent again
+    home: Identity | None = None  # the folder that the inbox was when the file was seen or claimed in it
     progress: Progress = field(default_factory=Progress, compare=False)
 
 

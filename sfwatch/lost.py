@@ -80,7 +80,7 @@ def _ready_to_look_up(job: Job, tools: Tools, known: Delivery) -> Delivery | Out
     if not filing.is_claimed(job, tools):
         if filing.lies_in_inbox(job, known):
             take(job, tools)
-        elif filing.is_away(job, known):
+        elif filing.is_away(job, tools, known):
             return InboxGone(known)
     known = _with_window(tools, known)
     if known.sha256 is not None:

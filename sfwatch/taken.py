@@ -71,11 +71,9 @@ def stopped(job: Job, tools: Tools, error: StorageError) -> Outcome:
 
 def gone(job: Job, tools: Tools) -> Outcome:
     """Tell a file that somebody took from an inbox that is away: a mount point is a folder, too."""
-    resumed = job.settled is None
-    claims = claim.claims_folder(job.inbox.path, tools.journal.instance)
     with storage(tools.state_dir):
         known = tools.journal.find(str(job.inbox.path), job.name)
-    if filing.is_away(job, known if resumed else None) or (resumed and not claims.is_dir()):
+    if filing.is_away(job, tools, known):
         return InboxGone(job.known)
     if known is not None:
         with storage(tools.state_dir):
