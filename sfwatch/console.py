@@ -51,6 +51,7 @@ _FACTS: Mapping[str, str] = {
     "file.vanished": "",
     "upload.started": "size lines attempt remote_name",
     "upload.progress": "sent bytes_per_s",
+    "upload.stuck": "sent",
     "upload.accepted": "file_id duration_s bytes_per_s",
     "upload.deferred": "reason http_status attempt retry_in_s trace_id",
     "upload.unknown": "reason http_status attempt retry_in_s trace_id",
