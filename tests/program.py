@@ -71,6 +71,26 @@ class Program:
                 self.told.append(self.manager.recv(4096).decode())
 
 
+@contextlib.contextmanager
+def started(command: list[str], folder: Path) -> Iterator[Program]:
+    """A daemon that this command starts, until the end of the block; what it says lies in *folder*."""
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(folder / "notify"))
+    (folder / "notify").chmod(0o777)
+    environ = {"PATH": os.environ["PATH"], "PYTHONWARNINGS": "error", "NOTIFY_SOCKET": str(folder / "notify")}
+    with (folder / "log").open("wb") as out, (folder / "stderr").open("wb") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environ, cwd="/")
+    program = Program(process, folder / "log", manager, folder / "stderr")
+    try:
+        program.hear("READY=1")
+        yield program
+    finally:
+        manager.close()
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
 @dataclass
 class World:
     """Folders, a service, and the programs that were started on them."""

@@ -8,9 +8,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from loop import KEY
-from program import Program
-from programs import path_of
+from program import Program, started
+from sshd import ssh_server
 from writers.scenes import SCENES, Scene
 from writers.stage import STALL_S, Help, Role, Stage
 
@@ -128,52 +125,6 @@ def stalling_web_server() -> Iterator[tuple[str, dict[str, bytes]]]:
             thread.join()
 
 
-@contextlib.contextmanager
-def ssh_server(folder: Path) -> Iterator[tuple[int, list[str | Path]]]:
-    """A real sshd on loopback, for the users of the tests; its port, and the options of its clients."""
-    folder.mkdir()
-    folder.chmod(0o755)
-    for name in ("host", "user"):
-        keygen = [path_of("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
-        subprocess.run(keygen, check=True)
-    (folder / "user").chmod(0o600)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = {
-        "Port": port,
-        "ListenAddress": "127.0.0.1",
-        "HostKey": folder / "host",
-        "AuthorizedKeysFile": folder / "user.pub",
-        "PidFile": "none",
-        "StrictModes": "no",
-        "UsePAM": "no",
-        "PermitRootLogin": "yes",
-        "MaxStartups": 100,
-        "Subsystem": "sftp internal-sftp",
-        "ForceCommand": "internal-sftp",
-    }
-    (folder / "config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    command = [path_of("sshd"), "-D", "-e", "-f", str(folder / "config")]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stderr=log) as server:
-        try:
-            _wait_for_port(port)
-            options = ["IdentitiesOnly=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"]
-            yield port, [word for option in [*options, "LogLevel=ERROR"] for word in ("-o", option)]
-        finally:
-            server.terminate()
-
-
-def _wait_for_port(port: int) -> None:
-    end = time.monotonic() + 20
-    while True:
-        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-            return
-        assert time.monotonic() < end, "it never listened"
-        time.sleep(0.02)
-
-
 def _key_of(help_: Path, stage: Path, writer: int | None) -> Path:
     """A copy of the user's key that belongs to the writer: ssh takes no other."""
     key = stage / "key"
@@ -246,7 +197,7 @@ class Matrix:
         command = [str(Path(sys.executable).with_name("sfwatch"))]
         if role.daemon is not None:
             command = [sys.executable, "-c", BECOME, str(role.daemon), str(role.writer), str(int(role.may_ask))]
-        with _started([*command, "run", "-c", str(top / "sfwatch.yaml")], top) as program:
+        with started([*command, "run", "-c", str(top / "sfwatch.yaml")], top) as program:
             yield program
 
     def _perform(self, result: Result) -> None:
@@ -281,25 +232,6 @@ class Matrix:
             result.failed = sorted(path.name for path in root.glob("failed/*.jsonl"))
             result.events = [e for e in events[result.role.name] if e.get("inbox") == root.name]
         assert not uploads, "something was uploaded that nobody wrote"
-
-
-@contextlib.contextmanager
-def _started(command: list[str], top: Path) -> Iterator[Program]:
-    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    manager.bind(str(top / "notify"))
-    (top / "notify").chmod(0o777)
-    environ = {"PATH": os.environ["PATH"], "PYTHONWARNINGS": "error", "NOTIFY_SOCKET": str(top / "notify")}
-    with (top / "log").open("wb") as out, (top / "stderr").open("wb") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err, env=environ, cwd="/")
-    program = Program(process, top / "log", manager, top / "stderr")
-    try:
-        program.hear("READY=1")
-        yield program
-    finally:
-        manager.close()
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGKILL)
-        process.wait()
 
 
 def _lying_in(inbox: Path) -> list[str]:
