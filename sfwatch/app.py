@@ -7,23 +7,23 @@ import signal
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from types import FrameType
 from urllib.parse import urlsplit
 
 from sfwatch import __version__, arrive, key
-from sfwatch.daemon import Daemon, Mailbox, Signalled
+from sfwatch.config import ConfigError
+from sfwatch.daemon import Daemon, Fresh, Mailbox, Rejected, Signalled
 from sfwatch.job import Tools
 from sfwatch.journal import SqliteJournal
 from sfwatch.logs import EventLog
-from sfwatch.service import Service
+from sfwatch.service import Plan
 from sfwatch.settings import Api, Config, Inbox
-from sfwatch.target import Target
 from sfwatch.upload import Client, Pace
 
 INTERNAL = 70
@@ -31,6 +31,13 @@ INTERNAL = 70
 
 SPARE_WORKERS = 2
 """Workers beside those that upload: for moves that a full disk has kept waiting, and for probes."""
+
+
+FIXED_KEYS = ("state_dir", "log")
+"""Keys that SIGHUP leaves as they were: what they name is open as long as the process lives."""
+
+Reread = Callable[[], Config]
+"""Reads the configuration anew. Raises ConfigError."""
 
 
 @dataclass(slots=True)
@@ -49,8 +56,12 @@ class Switch:
 
 
 @contextmanager
-def daemon(config: Config, *, log: EventLog, environ: Mapping[str, str]) -> Iterator[Daemon]:
+def daemon(
+    config: Config, *, log: EventLog, environ: Mapping[str, str], reread: Reread | None = None
+) -> Iterator[Daemon]:
     """Make a daemon for these settings; its journal and doorbell are closed at the end.
+
+    `reread` reads the settings anew at SIGHUP; without it that signal ends the program, as on a terminal.
 
     Raises JournalError (another daemon is at work there) and OSError if the state folder cannot be used.
     """
@@ -60,23 +71,23 @@ def daemon(config: Config, *, log: EventLog, environ: Mapping[str, str]) -> Iter
         mailbox: Mailbox = queue.SimpleQueue()
         doorbell = arrive.Doorbell(mailbox.put)
         switch = Switch()
-        services = _services(config, journal, log, environ, switch.is_on)
+        plans = _plans(config, journal, log, environ, switch.is_on)
         _say_first(config, journal, log, environ)
         try:
             yield Daemon(
                 config=config,
-                services=services,
-                service_of={name: it for it in services.values() for name in it.inboxes},
+                plans=plans,
                 journal=journal,
                 doorbell=doorbell,
                 mailbox=mailbox,
-                pool=ThreadPoolExecutor(_workers(config, services), thread_name_prefix="worker"),
+                pool=_pool(config, plans),
                 log=log,
                 environ=environ,
                 clock=time.monotonic,
                 wall=time.time,
                 luck=random.random,
                 abort=switch.turn_on,
+                reread=reread and partial(_reread, reread, config, journal, log, environ, switch.is_on),
             )
         finally:
             doorbell.close()
@@ -90,16 +101,16 @@ def target_name(api: Api, environ: Mapping[str, str]) -> str:
     return f"{address.netloc}{address.path} ({key.source(api, environ)})"
 
 
-def _services(
+def _plans(
     config: Config,
     journal: SqliteJournal,
     log: EventLog,
     environ: Mapping[str, str],
     stop: Callable[[], bool],
-) -> dict[str, Service]:
+) -> tuple[Plan, ...]:
     pace = Pace(config.uploads.max_rate) if config.uploads.max_rate is not None else None
-    return {
-        name: Service(
+    return tuple(
+        Plan(
             tools=Tools(
                 target=name,
                 client=Client(
@@ -117,15 +128,10 @@ def _services(
                 stop=stop,
                 pace=pace,
             ),
-            state=Target(
-                config.uploads.concurrency,
-                first_s=config.uploads.first_retry_s,
-                longest_s=config.uploads.longest_retry_s,
-            ),
-            inboxes=deque(inbox.name for inbox in theirs),
+            inboxes=tuple(inbox.name for inbox in theirs),
         )
         for name, theirs in _inboxes_by_target(config, environ).items()
-    }
+    )
 
 
 def _inboxes_by_target(config: Config, environ: Mapping[str, str]) -> dict[str, list[Inbox]]:
@@ -140,8 +146,30 @@ def _inboxes_by_target(config: Config, environ: Mapping[str, str]) -> dict[str, 
     return named
 
 
-def _workers(config: Config, services: Mapping[str, Service]) -> int:
-    return config.uploads.concurrency * len(services) + SPARE_WORKERS
+def _pool(config: Config, plans: Sequence[Plan]) -> Executor:
+    workers = config.uploads.concurrency * len(plans) + SPARE_WORKERS
+    return ThreadPoolExecutor(workers, thread_name_prefix="worker")
+
+
+def _reread(
+    reread: Reread,
+    before: Config,
+    journal: SqliteJournal,
+    log: EventLog,
+    environ: Mapping[str, str],
+    stop: Callable[[], bool],
+) -> Fresh | Rejected:
+    """Read the settings anew and make ready what they ask for; some keys take a restart."""
+    try:
+        wanted = reread()
+    except ConfigError as error:
+        return Rejected(tuple(str(problem) for problem in error.problems))
+    kept = {name: getattr(before, name) for name in FIXED_KEYS}
+    needs_restart = tuple(name for name, value in kept.items() if getattr(wanted, name) != value)
+    config = replace(wanted, **kept)
+    plans = _plans(config, journal, log, environ, stop)
+    _warn_of_keys(config, log, environ)
+    return Fresh(config, plans, _pool(config, plans), needs_restart)
 
 
 def _say_first(config: Config, journal: SqliteJournal, log: EventLog, environ: Mapping[str, str]) -> None:
@@ -152,6 +180,10 @@ def _say_first(config: Config, journal: SqliteJournal, log: EventLog, environ: M
             " Files that were under way are looked up in the service's listing; tries are counted anew"
         )
         log("journal.set_aside", path=aside.path, reason=aside.reason, detail=detail)
+    _warn_of_keys(config, log, environ)
+
+
+def _warn_of_keys(config: Config, log: EventLog, environ: Mapping[str, str]) -> None:
     for warning in {text for inbox in config.inboxes for text in key.warnings(inbox.api, environ)}:
         log("config.warning", detail=warning)
 
@@ -199,13 +231,14 @@ def run(
     log: EventLog,
     environ: Mapping[str, str],
     drain_s: float | None = None,
+    reread: Reread | None = None,
     leave: Callable[[int], object] = os._exit,
 ) -> int:
     """Run the daemon until it is told to stop, or until nothing is left to do; return the exit status.
 
     `leave` ends the process if a worker is still stuck in an upload after the grace: Python would wait for it.
     """
-    with daemon(config, log=log, environ=environ) as it:
+    with daemon(config, log=log, environ=environ, reread=reread) as it:
         with signals(it.mailbox):
             try:
                 it.start()

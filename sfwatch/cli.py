@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
@@ -153,14 +154,27 @@ def _work(settings: Config, *, drain_s: float | None) -> int:
     except OSError as error:
         _end(CANNOT_CREATE, f"the log file {settings.log.file} cannot be opened: {error.strerror}")
     log = logs.start(settings.log, output)
+    # On a terminal SIGHUP says that it was closed, and what ends by itself has no use for other settings.
+    reread = None
+    if settings.source is not None and drain_s is None and not output.is_terminal():
+        reread = partial(_reread, settings.source, output, log)
     try:
-        return app.run(settings, log=log, environ=os.environ, drain_s=drain_s)
+        return app.run(settings, log=log, environ=os.environ, drain_s=drain_s, reread=reread)
     except journal.StateInUseError as error:
         _end(TRY_AGAIN, str(error))
     except journal.JournalError as error:
         _end(INTERNAL, str(error))
     except OSError as error:
         _end(*_state_fault(settings.state_dir, error))
+
+
+def _reread(path: Path, output: logs.Output, log: logs.EventLog) -> Config:
+    """Read the configuration anew, and open the log file anew: it may have been rotated."""
+    try:
+        output.reopen()
+    except OSError as error:
+        log("config.warning", detail=f"the log file can't be opened anew, the old one is kept: {error}")
+    return config.read(path, environ=os.environ)
 
 
 def _state_fault(state_dir: Path, error: OSError) -> tuple[int, str]:

@@ -38,6 +38,7 @@ _FACTS: Mapping[str, str] = {
     "inbox.watched": "path mode interval_s",
     "inbox.lost": "reason",
     "inbox.found": "path",
+    "inbox.released": "path",
     "inbox.overflowed": "",
     "inbox.others": "others",
     "inbox.skipped": "path reason",

@@ -11,9 +11,9 @@ import queue
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 from sfwatch import __version__, arrive, claim, systemd, watch
@@ -44,10 +44,12 @@ from sfwatch.job import (
 from sfwatch.journal import Journal, State
 from sfwatch.logs import EventLog
 from sfwatch.lost import probe
-from sfwatch.service import Service
+from sfwatch.service import Plan, Service, begin
 from sfwatch.settings import Config, RemoteName
+from sfwatch.snapshot import Publisher, View
 from sfwatch.storage import Storage
 from sfwatch.table import Entry, Key, Stage, Table
+from sfwatch.tally import Tally
 from sfwatch.verdict import Blame, Reason, Verdict, backoff_s, remote_name
 
 MAIL_AT_ONCE = 500
@@ -90,6 +92,23 @@ class Signalled:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """A configuration that was read anew and found sound. `needs_restart`: keys whose change waits for that."""
+
+    config: Config
+    plans: tuple[Plan, ...]
+    pool: Executor
+    needs_restart: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A configuration that was read anew and can't be used."""
+
+    problems: tuple[str, ...]
+
+
 Mail = (
     Finished | Probed | Signalled | arrive.Rang | arrive.FoldersChanged | arrive.Overflowed | arrive.WatchEnded
 )
@@ -97,20 +116,11 @@ Mailbox = queue.SimpleQueue[Mail]
 
 
 @dataclass(slots=True)
-class Counts:
-    """What has become of the files since the start."""
-
-    done: int = 0
-    failed: int = 0
-
-
-@dataclass(slots=True)
 class Daemon:
     """The main thread's knowledge, and what it works with. Everything outside is handed in."""
 
     config: Config
-    services: dict[str, Service]
-    service_of: Mapping[str, Service]
+    plans: InitVar[Iterable[Plan]]
     journal: Journal
     doorbell: arrive.Doorbell
     mailbox: Mailbox
@@ -121,12 +131,17 @@ class Daemon:
     wall: Callable[[], float]
     luck: Callable[[], float]
     abort: Callable[[], None]
+    reread: Callable[[], Fresh | Rejected] | None = None
+    services: dict[str, Service] = field(default_factory=dict)
+    service_of: dict[str, Service] = field(default_factory=dict)
+    target_of: dict[str, str] = field(default_factory=dict)
     table: Table = field(default_factory=Table)
     inboxes: Inboxes = field(init=False)
     storage: Storage = field(init=False)
+    publisher: Publisher = field(init=False)
     lifeline: systemd.Lifeline = field(init=False)
     local: deque[Key] = field(default_factory=deque)
-    counts: Counts = field(default_factory=Counts)
+    counts: Tally = field(default_factory=Tally)
     started_at: float = 0.0
     ticked_at: float = 0.0
     ready: bool = False
@@ -139,9 +154,13 @@ class Daemon:
     drain_until: float | None = None
     prune_at: float = 0.0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, plans: Iterable[Plan]) -> None:
         """Join the parts that share the table."""
+        for plan in plans:
+            service = self.services[plan.tools.target] = begin(plan.tools, plan.inboxes)
+            self.service_of.update(dict.fromkeys(plan.inboxes, service))
         self.lifeline = systemd.Lifeline(self.environ)
+        self.publisher = Publisher(self.log, self.environ, self.clock, self.wall)
         self.storage = Storage(self.log, self.config.uploads, self._needing)
         self.inboxes = Inboxes(
             config=self.config,
@@ -177,6 +196,7 @@ class Daemon:
             self.turn()
         if self.drain_until is not None:
             self.inboxes.tell_unfinished()
+        self.publisher.publish(self._view(ended=True), self.clock(), at_once=True)
         waiting = self.unfinished()
         self.log("daemon.stopped", done=self.counts.done, failed=self.counts.failed, waiting=waiting)
 
@@ -189,6 +209,7 @@ class Daemon:
         """Do all that is due at *now*, without waiting for anything."""
         self.ticked_at = now
         if self.stop_at is None:
+            self._let_go_where_done(now)
             self.inboxes.look_where_due(now)
             self._advance_due(now)
             self._probe_where_due(now)
@@ -202,6 +223,21 @@ class Daemon:
             self.log("daemon.ready", files=len(self.table), total_s=round(now - self.started_at, 3))
             systemd.notify(self.environ, "READY=1")
         self._tell_systemd(now)
+        self.publisher.publish(self._view(), now)
+
+    def _view(self, *, ended: bool = False) -> View:
+        """What the status and the metrics are made from."""
+        running = "stopping" if self.stop_at is not None else "running" if self.ready else "starting"
+        return View(
+            state="stopped" if ended else running,
+            config=self.config,
+            services=self.services,
+            inboxes=self.inboxes,
+            storage=self.storage,
+            under_way=self.under_way,
+            tally=self.counts,
+            started_at=self.started_at,
+        )
 
     def over(self) -> bool:
         """Whether the loop has nothing more to do."""
@@ -229,7 +265,7 @@ class Daemon:
     def _timeout(self) -> float:
         now = self.clock()
         times = [w.next_look for w in self.inboxes.watched.values()]
-        due = (self.table.next_due(), self.stop_at, self.lifeline.next_at())
+        due = (self.table.next_due(), self.stop_at, self.publisher.due_at, self.lifeline.next_at())
         times += [at for at in due if at is not None]
         # What was past at the last tick waits for something else to happen: a worker, or a file.
         ahead = [*self.storage.due(), self.drain_until or 0.0]
@@ -240,7 +276,7 @@ class Daemon:
             if at is not None:
                 times.append(at)
         if self.stop_at is not None:
-            times = [max(self.stop_at, now + 0.1)]
+            times = [max(at, now + 0.1) for at in (self.stop_at, self.publisher.due_at) if at is not None]
         return max(0.0, min(times) - now)
 
     def _receive(self, timeout_s: float) -> None:
@@ -263,7 +299,7 @@ class Daemon:
             case arrive.Overflowed():
                 self.inboxes.overflowed(mail, now)
             case arrive.FoldersChanged() | arrive.WatchEnded():
-                self.inboxes.watched[mail.inbox].next_look = now
+                self.inboxes.look_at(mail.inbox, now)
 
     # What is due.
 
@@ -374,7 +410,7 @@ class Daemon:
             settled=None if entry.claimed else entry.settled,
             known=entry.known,
             looked_s=now - entry.lost_at if entry.lost_at is not None else 0.0,
-            held_s=service.held_s(now) - entry.held_mark if entry.held_mark is not None else 0.0,
+            held_s=max(0.0, service.held_s(now) - entry.held_mark) if entry.held_mark is not None else 0.0,
             condemned=entry.condemned,
             insist=entry.insist,
             home=entry.home,
@@ -387,8 +423,8 @@ class Daemon:
     def _on_finished(self, key: Key, outcome: Outcome, now: float) -> None:
         del self.under_way[key]
         entry = self.table.get(key)
-        service = self.service_of[key[0]]
-        went_out = key in service.under_way
+        sent_to = next((it for it in self.services.values() if key in it.under_way), None)
+        service = sent_to or self.service_of[key[0]]  # its inbox may go to another target by now
         for blocked in service.end(key, settled=_is_settled(outcome)):
             other = self.table.get(blocked)
             if other is not None and other.stage is Stage.READY:
@@ -398,7 +434,7 @@ class Daemon:
         refused = outcome.folder if isinstance(outcome, NoStorage) else None
         self.storage.end_trial(key, now, proved=_proves_storage(outcome), refused=refused)
         entry.task = Task.DELIVER
-        if went_out:
+        if sent_to is not None:
             self._tell_target(service, entry, outcome, now)
         self._after(service, entry, outcome, now)
         if isinstance(outcome, Done | Failed | Gone):
@@ -407,6 +443,8 @@ class Daemon:
         if not entry.claimed and entry.stage is not Stage.UNDER_WAY:
             w.claims.discard(entry.name)
             self.inboxes.unlock(w)
+        if w.leaving:
+            self.inboxes.forget_unclaimed(w)
 
     def _tell_target(self, service: Service, entry: Entry, outcome: Outcome, now: float) -> None:
         """What an outcome says of the target, whatever becomes of the file."""
@@ -447,10 +485,10 @@ class Daemon:
     ) -> None:
         match outcome:
             case Done():
-                self.counts.done += 1
+                self._note_done(entry, outcome, now)
                 self._leave(entry, now)
             case Failed():
-                self.counts.failed += 1
+                self.counts.note_failed(entry.inbox, entry.name, reason=outcome.reason, at=self.wall())
                 self._leave(entry, now)
             case Gone():
                 self.inboxes.vanished(entry)
@@ -479,6 +517,10 @@ class Daemon:
             case Crashed():
                 self._crashed(entry, outcome, now)
 
+    def _note_done(self, entry: Entry, outcome: Done, now: float) -> None:
+        seconds = now - entry.seen_at
+        self.counts.note_done(entry.inbox, entry.name, size=outcome.size, seconds=seconds, at=self.wall())
+
     def _leave(self, entry: Entry, now: float, *, given_back: bool = False) -> None:
         """The file is no longer under way; whoever came under its name meanwhile is looked at next.
 
@@ -496,6 +538,7 @@ class Daemon:
         entry.looks += 1
         entry.claimed = outcome.claimed
         entry.known = None  # the journal's word counts
+        entry.ended = None
         if (
             outcome.claimed and outcome.reason != "namesake"
         ):  # then it goes on from the claim: the name is taken
@@ -516,6 +559,7 @@ class Daemon:
         verdict = outcome.verdict
         entry.claimed = outcome.claimed
         entry.known = outcome.known
+        entry.ended = outcome
         entry.given_back = True
         if verdict.reason != "no_key":  # then nothing was tried
             entry.held_mark = service.held_s(now)
@@ -607,6 +651,7 @@ class Daemon:
     def _unknown(self, service: Service, entry: Entry, outcome: Unknown, now: float) -> None:
         entry.claimed = True
         entry.known = outcome.known
+        entry.ended = outcome
         entry.lost_at = now
         entry.looks = 1
         entry.failures += 1
@@ -708,7 +753,7 @@ class Daemon:
 
     def _on_probed(self, mail: Probed, now: float) -> None:
         self.probing -= 1
-        service = self.services[mail.target]
+        service = self.services[mail.target]  # a target is kept as long as a probe is out
         verdict = mail.verdict
         state = rules.after_probe(
             service.state,
@@ -753,11 +798,74 @@ class Daemon:
         }
         return line + "".join(f"; {word}: {', '.join(which)}" for word, which in troubles.items() if which)
 
+    # A configuration that has changed.
+
+    def _reload(self, fresh: Fresh | Rejected, now: float) -> None:
+        """Go on with other settings; what is under way ends as it began. Bad ones change nothing."""
+        if isinstance(fresh, Rejected):
+            self.log("config.rejected", config=self.config.source, problems=list(fresh.problems))
+            return
+        self.config = fresh.config
+        former, self.pool = self.pool, fresh.pool
+        if former is not fresh.pool:
+            former.shutdown(wait=False)  # it ends when it has done what it was given
+        self._take_plans(fresh.plans, now)
+        self.storage.reload(fresh.config.uploads, now)
+        self.inboxes.reload(fresh.config, now)
+        self._regroup()
+        names = [inbox.name for inbox in fresh.config.inboxes]
+        needs_restart = list(fresh.needs_restart) or None
+        self.log("config.loaded", config=self.config.source, inboxes=names, needs_restart=needs_restart)
+
+    def _take_plans(self, plans: Iterable[Plan], now: float) -> None:
+        self.target_of = {inbox: plan.tools.target for plan in plans for inbox in plan.inboxes}
+        for plan in plans:
+            service = self.services.get(plan.tools.target)
+            if service is None:
+                self.services[plan.tools.target] = begin(plan.tools)
+            else:
+                service.reload(plan.tools, now, waiting=self._waiting(service))
+
+    def _regroup(self) -> None:
+        """Let each inbox go to the target that it is meant for; one that is let go of stays where it was."""
+        for inbox, target in self.target_of.items():
+            w = self.inboxes.watched.get(inbox)
+            before, after = self.service_of.get(inbox), self.services[target]
+            if w is None or w.leaving or before is after:
+                continue
+            after.inboxes.append(inbox)
+            self.service_of[inbox] = after
+            if before is not None:
+                self._part(inbox, before, after)
+
+    def _part(self, inbox: str, before: Service, after: Service | None) -> None:
+        lost, waited = before.give_up(inbox)
+        if after is not None:
+            after.unsettled.update(lost)
+        for key in waited:
+            entry = self.table.get(key)
+            if entry is not None and entry.stage is Stage.READY:
+                self.table.ready(entry)
+
+    def _let_go_where_done(self, now: float) -> None:
+        """Forget inboxes that are not wanted any more once nothing of theirs is under way, and such targets."""
+        for inbox in self.inboxes.release():
+            self._part(inbox, self.service_of.pop(inbox), None)
+            self.inboxes.take_up(now)  # one of its name may have waited for that
+            self._regroup()
+        for service in [it for it in self.services.values() if it.is_idle()]:
+            service.tools.client.close()
+            del self.services[service.name]
+
     # Stopping.
 
     def _on_signal(self, number: int, now: float) -> None:
         if number == signal.SIGUSR1:
             self.inboxes.look_soon(now)
+            return
+        if number == signal.SIGHUP and self.reread is not None:
+            if self.stop_at is None:
+                self._reload(self.reread(), now)
             return
         if self.stop_at is not None:
             self.leave_at_once = True

@@ -13,7 +13,7 @@ from sfwatch import adopt, arrive, claim, files, settle, watch
 from sfwatch.filing import StorageError, storage
 from sfwatch.journal import Delivery, Journal, State
 from sfwatch.logs import EventLog
-from sfwatch.settings import Config
+from sfwatch.settings import Config, Inbox
 from sfwatch.settle import Settled
 from sfwatch.storage import Storage
 from sfwatch.table import Entry, Stage, Table
@@ -53,11 +53,65 @@ class Inboxes:
     def start(self, now: float) -> None:
         """Make the folders that may be made, and begin with every inbox."""
         self.started_at = now
-        self.watched = {inbox.name: watch.watched(inbox) for inbox in self.config.inboxes}
-        for inbox in self.config.inboxes:
-            for folder in (inbox.path, inbox.done, inbox.failed):
-                self._make_folder(inbox.name, str(folder))
+        self.take_up(now)
         self._tell_orphaned_rows()
+
+    def take_up(self, now: float) -> None:
+        """Begin with every inbox of the settings that is not watched yet."""
+        for inbox in self.config.inboxes:
+            if inbox.name in self.watched:
+                continue
+            w = self.watched[inbox.name] = watch.watched(inbox)
+            w.next_look = now
+            self._make_folders(inbox)
+
+    def _make_folders(self, inbox: Inbox) -> None:
+        for folder in (inbox.path, inbox.done, inbox.failed):
+            self._make_folder(inbox.name, str(folder))
+
+    def reload(self, config: Config, now: float) -> None:
+        """Take over other settings. One that is gone from them is let go of once its claims are dealt with."""
+        self.config = config
+        wanted = {inbox.name: inbox for inbox in config.inboxes}
+        for w in self.watched.values():
+            inbox = wanted.get(w.inbox.name)
+            w.leaving = inbox is None or inbox.path != w.inbox.path
+            w.next_look = now
+            if w.leaving:
+                self.forget_unclaimed(w)
+            elif inbox is not None and inbox != w.inbox:
+                self._change(w, inbox)
+        self.take_up(now)
+        self._tell_orphaned_rows()
+
+    def _change(self, w: Watched, inbox: Inbox) -> None:
+        """Go on with other settings for an inbox: what lies in it is seen anew by their light."""
+        self.forget_unclaimed(w)
+        self._make_folders(inbox)
+        watch.change(w, inbox, self.doorbell)
+
+    def forget_unclaimed(self, w: Watched) -> None:
+        """Forget the files that lie in the inbox itself; no worker has any of them."""
+        for entry in list(self.table.names(w.inbox.name).values()):
+            if entry.stage is not Stage.UNDER_WAY and not entry.claimed:
+                self.table.remove(entry)
+                w.claims.discard(entry.name)
+        self.unlock(w)
+
+    def release(self) -> list[str]:
+        """Forget the inboxes that are to be let go of and of which nothing is under way; return their names."""
+        done = [w for w in self.watched.values() if w.leaving and not self.table.names(w.inbox.name)]
+        for w in done:
+            self.doorbell.unwatch(w.inbox.name)
+            self._drop_lock(w)
+            del self.watched[w.inbox.name]
+            self.log("inbox.released", inbox=w.inbox.name, path=w.inbox.path)
+        return [w.inbox.name for w in done]
+
+    def look_at(self, inbox: str, now: float) -> None:
+        """Let an inbox be looked at in this turn, if it is still watched."""
+        if inbox in self.watched:
+            self.watched[inbox].next_look = now
 
     def look_soon(self, now: float) -> None:
         """Let every inbox be looked at in this turn."""
@@ -188,6 +242,8 @@ class Inboxes:
 
     def _reconcile(self, w: Watched, look: arrive.Look, now: float) -> None:
         """Bring the table into line with the folder."""
+        if w.leaving:
+            return
         known = self.table.names(w.inbox.name)
         present = set(look.names)
         for name in sorted(present - known.keys()):
@@ -207,7 +263,8 @@ class Inboxes:
     def _missing(self, entry: Entry) -> None:
         if entry.claimed or entry.stage is Stage.UNDER_WAY:
             return
-        if entry.seen and entry.stage is not Stage.PARKED:
+        is_ours = arrive.subject(entry.name, self.watched[entry.inbox].inbox) is not None  # else: let lie
+        if entry.seen and entry.stage is not Stage.PARKED and is_ours:
             self.vanished(entry)
         self.table.remove(entry)
 
@@ -221,8 +278,8 @@ class Inboxes:
                     self.journal.forget(known)
 
     def rang(self, ring: arrive.Rang, now: float) -> None:
-        w = self.watched[ring.inbox]
-        name = arrive.subject(ring.name, w.inbox)
+        w = self.watched.get(ring.inbox)
+        name = arrive.subject(ring.name, w.inbox) if w is not None and not w.leaving else None
         if name is None:
             return
         entry = self.table.get((ring.inbox, name))

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import structlog
-
 from sfwatch import console
 from sfwatch.settings import Log
 
@@ -32,7 +30,7 @@ _EVENTS: Mapping[str, tuple[str, str]] = {
     "daemon.ready": ("info", "files total_s"),
     "daemon.stopping": ("info", "signal under_way grace_s"),
     "daemon.stopped": ("info", "done failed waiting"),
-    "config.loaded": ("info", "config inboxes"),
+    "config.loaded": ("info", "config inboxes needs_restart"),
     "config.rejected": ("error", "config problems"),
     "config.warning": ("warning", "detail"),
     "journal.set_aside": ("error", "path reason detail"),
@@ -42,6 +40,7 @@ _EVENTS: Mapping[str, tuple[str, str]] = {
     "inbox.watched": ("info", "inbox path mode fs_type interval_s trusted detail"),
     "inbox.lost": ("error", "inbox path reason detail"),
     "inbox.found": ("info", "inbox path"),
+    "inbox.released": ("info", "inbox path"),
     "inbox.overflowed": ("warning", "inbox"),
     "inbox.others": ("info", "inbox others"),
     "inbox.skipped": ("warning", "inbox path reason detail"),
@@ -110,6 +109,7 @@ KEYS: Mapping[str, str] = {
     "line": "line number in the file, from 1",
     "lines": "lines of the file that are not blank",
     "mode": "how the inbox is watched: inotify or polling",
+    "needs_restart": "keys that were changed too, but count only after a restart",
     "orphans": "ids at the service that belong to no file of ours",
     "others": "names in the inbox that sfwatch does not take",
     "path": "a file or folder",
@@ -188,6 +188,8 @@ def event_log(
     form: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> EventLog:
     """Return a log whose lines go to *write*, in the *form* given, else as JSON."""
+    import structlog  # noqa: PLC0415 - it takes longer to load than all of `--help` needs
+
     logger = structlog.wrap_logger(
         _Lines(write),
         processors=[

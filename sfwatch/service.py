@@ -5,12 +5,21 @@ begins and once when it ends.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sfwatch import target as rules
 from sfwatch.job import Tools
 from sfwatch.table import Key
 from sfwatch.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One target as the settings have it: what its uploads work with, and the inboxes that go there."""
+
+    tools: Tools
+    inboxes: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -87,3 +96,38 @@ class Service:
             return False
         self.blocked.setdefault(remote_name, []).append(key)
         return True
+
+    def reload(self, tools: Tools, now: float, *, waiting: int) -> None:
+        """Take over new settings: what is under way ends with the old ones, a held target is asked at once."""
+        self.tools.client.close()
+        self.tools = tools
+        uploads = tools.uploads
+        state = rules.reloaded(
+            self.state,
+            now,
+            concurrency=uploads.concurrency,
+            first_s=uploads.first_retry_s,
+            longest_s=uploads.longest_retry_s,
+        )
+        self.change(state, now, waiting=waiting)
+
+    def give_up(self, inbox: str) -> tuple[dict[str, Key], list[Key]]:
+        """Let an inbox go: return the names of its lost uploads, and the files that waited for any name."""
+        self.inboxes.remove(inbox)
+        lost = {name: key for name, key in self.unsettled.items() if key[0] == inbox}
+        for name in lost:
+            del self.unsettled[name]
+        waited = [key for keys in self.blocked.values() for key in keys]
+        self.blocked.clear()  # they are set aside again if they still have to be
+        return lost, waited
+
+    def is_idle(self) -> bool:
+        """Return whether nothing goes there any more, and nothing is awaited from there."""
+        return not (self.inboxes or self.under_way or self.state.asking)
+
+
+def begin(tools: Tools, inboxes: Iterable[str] = ()) -> Service:
+    """Return a target of which nothing is known yet."""
+    uploads = tools.uploads
+    state = Target(uploads.concurrency, first_s=uploads.first_retry_s, longest_s=uploads.longest_retry_s)
+    return Service(tools, state, deque(inboxes))

@@ -73,6 +73,12 @@ class Storage:
                 waiting = self.count(folder)
                 self.log("storage.resumed", path=folder, reason=hold.reason, waiting=waiting, held_s=held_s)
 
+    def reload(self, uploads: Uploads, now: float) -> None:
+        """Take over other settings; who reloads may have mended a folder, so each is tried at once."""
+        self.uploads = uploads
+        for hold in self.holds.values():
+            hold.probe_at = min(hold.probe_at, now)
+
     def due(self) -> list[float]:
         """Return when each held folder may be tried again."""
         return [hold.probe_at for hold in self.holds.values()]

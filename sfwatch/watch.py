@@ -25,6 +25,7 @@ class Watched:
     told: str | None = None  # how it is watched, as it was said last
     others: int = 0
     looked: bool = False
+    leaving: bool = False  # not in the settings any more: let go once nothing of it is under way
     lock: int | None = None
     refused: str | None = None  # why nothing can be claimed in it
     refused_until: float = 0.0
@@ -57,12 +58,19 @@ def watched(inbox: Inbox) -> Watched:
     return Watched(inbox, rules_of(inbox, trusted=inbox.proof is Proof.AUTO))
 
 
+def change(watched: Watched, inbox: Inbox, doorbell: arrive.Doorbell) -> None:
+    """Go on with other settings for the same folder; the doorbell is armed anew at the next look."""
+    doorbell.unwatch(inbox.name)
+    watched.inbox = inbox
+    watched.mode = None
+
+
 def look(watched: Watched, doorbell: arrive.Doorbell) -> Seen:
     """Arm the doorbell if need be, then look. Raises OSError if the inbox is not there or cannot be read."""
     inbox = watched.inbox
     identity = files.identity(inbox.path)
     changed = identity != watched.identity
-    if changed:
+    if changed or watched.mode is None:
         doorbell.unwatch(inbox.name)
         watched.mode = arrive.watch_mode(inbox.path, proof=inbox.proof)
         watched.rules = rules_of(inbox, trusted=watched.mode.trusted)

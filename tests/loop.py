@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from sfwatch import app, arrive, claim
-from sfwatch.daemon import Daemon, Mailbox, Signalled
+from sfwatch.daemon import Daemon, Fresh, Mailbox, Rejected, Signalled
 from sfwatch.journal import Delivery, SqliteJournal
 from sfwatch.logs import ALWAYS, EVENTS, TERMINAL, EventLog, event_log
+from sfwatch.service import Plan
 from sfwatch.settings import Api, Config, Inbox, Uploads
 from sfwatch.standin import StandIn
 from sfwatch.table import Entry
@@ -90,6 +91,7 @@ class Loop:
     """Uploads beyond the first of the same bytes that a test expects."""
 
     done_elsewhere: dict[str, Path] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
     hooks: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -148,14 +150,10 @@ class Loop:
         self.pool.held.clear()
         journal = SqliteJournal(config.state_dir, stamp="20261122T200112Z")
         mailbox: Mailbox = queue.SimpleQueue()
-        services = app._services(config, journal, log, self.environ, lambda: self.aborted)
-        for service in services.values():
-            service.tools = replace(service.tools, clock=lambda: self.now, wall=self.wall)
         app._say_first(config, journal, log, self.environ)
         self._daemon = Daemon(
             config=config,
-            services=services,
-            service_of={name: it for it in services.values() for name in it.inboxes},
+            plans=self.plans(config, journal),
             journal=journal,
             doorbell=Mute(mailbox.put),
             mailbox=mailbox,
@@ -166,10 +164,23 @@ class Loop:
             wall=self.wall,
             luck=lambda: self.luck,
             abort=self.abort,
+            reread=self.reread,
         )
         self.daemon.start()
         self.settle_down()
         return self
+
+    def plans(self, config: Config, journal: SqliteJournal) -> tuple[Plan, ...]:
+        plans = app._plans(config, journal, self.log(), self.environ, lambda: self.aborted)
+        clocks: dict[str, Any] = {"clock": lambda: self.now, "wall": self.wall}
+        return tuple(replace(plan, tools=replace(plan.tools, **clocks)) for plan in plans)
+
+    def reread(self) -> Fresh | Rejected:
+        if self.problems:
+            return Rejected(self.problems)
+        config = self.settings()
+        journal = cast("SqliteJournal", self.daemon.journal)
+        return Fresh(config, self.plans(config, journal), self.pool)
 
     def abort(self) -> None:
         self.aborted = True

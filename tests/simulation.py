@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 from loop import Mute, Pool
 
@@ -34,10 +34,10 @@ from sfwatch import app, arrive
 from sfwatch.daemon import Daemon, Mailbox
 from sfwatch.journal import Delivery, SqliteJournal
 from sfwatch.logs import event_log
+from sfwatch.service import Plan
 from sfwatch.settings import Api, Config, Inbox, Uploads
 from sfwatch.standin import Reply, Stored, reply
 from sfwatch.table import Stage
-from sfwatch.upload import Client
 from sfwatch.verdict import Answer, Attempt, Trouble
 
 KEY = "sk-simulated-0123456789"
@@ -446,14 +446,9 @@ class World:
         full, Disk.full = Disk.full, False
         journal = Disk(config.state_dir, stamp="20330518T033320Z")
         mailbox: Mailbox = queue.SimpleQueue()
-        services = app._services(config, journal, log, self.environ, lambda: False)
-        for service in services.values():
-            client = cast("Client", self.remote)
-            service.tools = replace(service.tools, client=client, clock=lambda: self.now, wall=self.wall)
         self.daemon = Daemon(
             config=config,
-            services=services,
-            service_of={i.name: services[app.target_name(i.api, self.environ)] for i in config.inboxes},
+            plans=self.plans(config, journal),
             journal=journal,
             doorbell=Mute(mailbox.put),
             mailbox=mailbox,
@@ -469,6 +464,11 @@ class World:
         self.daemon.start()
         Disk.full = full
         self.settle_down()
+
+    def plans(self, config: Config, journal: SqliteJournal) -> list[Plan]:
+        outside: dict[str, Any] = {"client": self.remote, "clock": lambda: self.now, "wall": self.wall}
+        plans = app._plans(config, journal, event_log(self._said), self.environ, lambda: False)
+        return [replace(plan, tools=replace(plan.tools, **outside)) for plan in plans]
 
     def die(self) -> None:
         """End the process without a word: what it held in memory is gone, the kernel closes its files."""

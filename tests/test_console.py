@@ -83,6 +83,10 @@ LINES: dict[str, tuple[dict[str, Any], str]] = {
         {"inbox": "evals", "path": "/srv/in"},
         "inbox.found        evals                     /srv/in",
     ),
+    "inbox.released": (
+        {"inbox": "evals", "path": "/srv/inbox"},
+        "inbox.released     evals                     /srv/inbox",
+    ),
     "inbox.overflowed": (
         {"inbox": "evals"},
         "inbox.overflowed   evals                     the kernel dropped some news of it: a full look follows",

@@ -1,0 +1,215 @@
+"""SIGHUP: other settings are taken up between two turns of the loop; what is under way is not disturbed."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from loop import Loop, line
+
+from sfwatch.settings import Api, Config, Uploads
+from sfwatch.standin import StandIn, answering, storing_then_resetting
+
+REFUSED = answering(401, {"code": 20001, "message": "no"})
+
+
+@pytest.fixture(name="loop")
+def _loop(tmp_path: Path) -> Iterator[Loop]:
+    with StandIn() as service, closing(Loop(tmp_path, service)) as loop:
+        yield loop
+
+
+def reload(loop: Loop, *names: str) -> Loop:
+    """Send SIGHUP after the configuration has come to name these inboxes."""
+    loop.names = names or loop.names
+    for name in loop.names:
+        (loop.root / name).mkdir(exist_ok=True)
+    return loop.signal(signal.SIGHUP)
+
+
+def test_a_new_inbox_is_taken_up(loop: Loop) -> None:
+    """With all that lies in it; the others go on as they were."""
+    loop.start()
+    reload(loop, "a", "b")
+    loop.drop("b", "x.jsonl")
+    loop.drop("a", "y.jsonl")
+    loop.look().run(10)
+    assert loop.done("b") == ["x.jsonl"]
+    assert loop.done("a") == ["y.jsonl"]
+    assert [e["inboxes"] for e in loop.said("config.loaded")] == [["a"], ["a", "b"]]
+
+
+def test_an_inbox_that_is_gone_is_let_go_of(loop: Loop) -> None:
+    """What lies in it is left alone from then on; what comes is not seen."""
+    loop.names = ("a", "b")
+    (loop.root / "b").mkdir()
+    loop.start()
+    waiting = loop.drop("b", "x.jsonl")
+    loop.look()
+    reload(loop, "a").run(100)
+    loop.ring("b", "x.jsonl").run(100)
+    assert waiting.exists()
+    assert loop.posts() == 0
+    assert [e["inbox"] for e in loop.said("inbox.released")] == ["b"]
+    loop.names = ("a", "b")  # for the check of all places
+
+
+def test_an_upload_under_way_is_not_interrupted(loop: Loop) -> None:
+    """Its inbox is gone from the settings: it is finished first, recorded and moved."""
+    loop.names = ("a", "b")
+    (loop.root / "b").mkdir()
+    loop.start()
+    loop.pool.holds = True
+    loop.drop("b", "x.jsonl")
+    loop.look().run(10)
+    assert len(loop.pool.held) == 1
+    reload(loop, "a").run(10)
+    assert not loop.said("inbox.released")
+    loop.pool.release()
+    loop.pool.holds = False
+    loop.run(10)
+    loop.names = ("a", "b")
+    assert loop.done("b") == ["x.jsonl"]
+    assert loop.said("inbox.released")
+    assert loop.daemon.services.keys() == {loop.daemon.service_of["a"].name}
+
+
+def test_a_file_that_goes_back_into_a_released_inbox_stays_there(loop: Loop) -> None:
+    """Its upload failed meanwhile: it is nobody's to try again."""
+    loop.names = ("a", "b")
+    (loop.root / "b").mkdir()
+    loop.start()
+    loop.pool.holds = True
+    path = loop.drop("b", "x.jsonl")
+    loop.look().run(10)
+    reload(loop, "a")
+    loop.service.always = answering(503, {"code": 50505, "message": "busy"})
+    loop.pool.release()
+    loop.run(1000)
+    assert path.exists()
+    assert loop.posts() == 1
+    assert loop.said("inbox.released")
+    loop.names = ("a", "b")
+
+
+def test_a_bad_configuration_changes_nothing(loop: Loop) -> None:
+    """It is said what is wrong with it, and the old one counts."""
+    loop.start()
+    loop.problems = ("inboxes[0].settle (line 3): 2x is no duration",)
+    reload(loop, "b")
+    assert [e["problems"] for e in loop.said("config.rejected")] == [list(loop.problems)]
+    loop.names = ("a",)
+    loop.drop("a", "x.jsonl")
+    loop.look().run(10)
+    assert loop.done("a") == ["x.jsonl"]
+
+
+def test_another_folder_under_the_same_name(loop: Loop) -> None:
+    """The old one is let go of after its work, and only then the new one is taken up."""
+    loop.start()
+    loop.pool.holds = True
+    loop.drop("a", "x.jsonl")
+    loop.look().run(10)
+    before = loop.settings()
+    elsewhere = loop.root / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "y.jsonl").write_text(line(1, text="elsewhere"))
+    moved = replace(before, inboxes=(replace(before.inboxes[0], path=elsewhere),))
+    _use(loop, moved)
+    reload(loop).run(100)
+    assert loop.daemon.inboxes.watched["a"].inbox.path == before.inboxes[0].path
+    loop.pool.release()
+    loop.pool.holds = False
+    loop.run(10)
+    assert loop.daemon.inboxes.watched["a"].inbox.path == elsewhere
+    assert loop.done("a") == ["x.jsonl", "y.jsonl"]
+    assert len(loop.service.stored) == 2
+    loop.lines[:] = []  # y.jsonl came otherwise than by a drop
+    loop.drops.clear()
+
+
+def _use(loop: Loop, config: Config) -> None:
+    loop.settings = lambda: config  # type: ignore[method-assign]
+
+
+def test_a_held_target_is_asked_at_once(loop: Loop) -> None:
+    """Whoever reloads may have mended the key: its file is read at once, and the files go."""
+    loop.environ.clear()
+    key = loop.root / "key"
+    loop.api = Api(base_url=loop.service.base_url, key_file=key)
+    loop.start()
+    loop.drop("a", "x.jsonl")
+    loop.look().run(1000)
+    assert len(loop.said("target.held", reason="no_key")) == 1
+    key.write_text("sk-very-secret-0123456789")
+    key.chmod(0o600)
+    reload(loop).run(5)
+    assert loop.done("a") == ["x.jsonl"]
+    assert len(loop.said("target.resumed")) == 1
+
+
+def test_an_inbox_goes_to_another_target(loop: Loop) -> None:
+    """The old target's faults are no longer its own; a target without inboxes is forgotten."""
+    good = loop.service.base_url
+    loop.service.always = REFUSED
+    loop.start()
+    loop.drop("a", "x.jsonl")
+    loop.look().run(60)
+    assert loop.said("target.held", reason="unauthorized")
+    with StandIn() as other:
+        loop.api = Api(base_url=other.base_url)
+        reload(loop).run(10)
+        assert loop.done("a") == ["x.jsonl"]
+        assert len(other.stored) == 1
+        loop.service.stored.extend(other.stored)
+    assert good not in str(loop.daemon.services.keys())
+    assert len(loop.daemon.services) == 1
+
+
+def test_other_patterns_and_settle_times_count_at_once(loop: Loop) -> None:
+    """What lies there is seen by the new settings' light; what is not matched any more has not vanished."""
+    loop.start()
+    loop.drop("a", "x.jsonl")
+    loop.drop("a", "y.ndjson")
+    loop.look()
+    loop.inbox = {"match": ("*.ndjson",), "settle_s": 0.5}
+    reload(loop).run(1)
+    assert loop.waiting_in("a") == ["x.jsonl"]
+    assert not loop.said("file.vanished")
+
+
+def test_other_upload_settings_count_at_once(loop: Loop) -> None:
+    """The number of uploads at once, here."""
+    loop.uploads = Uploads(concurrency=1)
+    loop.start()
+    loop.pool.holds = True
+    for number in range(6):
+        loop.drop("a", f"{number}.jsonl")
+    loop.look().run(10)
+    assert len(loop.pool.held) == 1
+    loop.uploads = Uploads(concurrency=4)
+    reload(loop).run(10)
+    assert len(loop.pool.held) == 4
+    loop.pool.holds = False
+    loop.pool.release(4)
+    loop.run(10)
+
+
+def test_a_lost_upload_is_still_looked_for_after_its_inbox_is_gone(loop: Loop) -> None:
+    """It is claimed: the inbox is let go of only when it is known what became of it."""
+    loop.names = ("a", "b")
+    (loop.root / "b").mkdir()
+    loop.start()
+    loop.service.script.append(storing_then_resetting())
+    loop.drop("b", "x.jsonl")
+    loop.look().run(2.5)
+    assert loop.said("upload.unknown")
+    reload(loop, "a")
+    assert not loop.said("inbox.released")
+    loop.run(100)
+    loop.names = ("a", "b")
+    assert loop.said("upload.recovered")
+    assert loop.done("b") == ["x.jsonl"]
+    assert loop.said("inbox.released")
