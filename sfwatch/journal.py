@@ -68,13 +68,17 @@ class Delivery:
     first_attempt_at: float | None = None
     held_s: float = 0.0
     windows: tuple[tuple[float, float], ...] = ()
-    resent: int = 0
     answer: dict[str, Any] | None = None
     file_id: str | None = None
     report: dict[str, Any] | None = None
     marker: str | None = None
     target_name: str | None = None
     finished_at: float | None = None
+
+    @property
+    def resent(self) -> int:
+        """How many tries since the first lost one may have been stored too; refused ones leave no window."""
+        return max(0, len(self.windows) - 1)
 
 
 class JournalError(Exception):

@@ -233,4 +233,4 @@ def _resend(job: Job, tools: Tools, known: Delivery, secret: "key.Key", detail: 
         if held is None:
             return Undecided(known, "changed", "it was changed after it had been sent")
         tools.log("upload.resent", size=known.size, attempt=known.attempts + 1, detail=detail)
-        return send(job, tools, replace(held, known=replace(known, resent=known.resent + 1)), secret)
+        return send(job, tools, replace(held, known=known), secret)

@@ -83,7 +83,6 @@ FULL = a_file(
     first_attempt_at=1700000000.25,
     held_s=12.5,
     windows=((1.5, 2.5), (3.5, 4.5)),
-    resent=1,
     answer={"data": {"id": "file-x", "bytes": 3, "deep": [1, None, "é\u2028"]}, "same_as": None},
     file_id="file-x",
     report={"reason": "refused", "findings": [{"line": 1}]},

@@ -286,6 +286,17 @@ def test_without_a_listing_the_file_is_sent_again_when_the_window_is_over(make: 
     loop.twice = 1
 
 
+def test_a_try_that_was_plainly_not_taken_is_not_counted(make: Make) -> None:
+    """The first may have been stored, the others were not: two more may go as if they had never been."""
+    loop = make()
+    loop.service.listing = NO_LISTING
+    lose(loop, answering(500, "oops"))
+    loop.service.script.extend([answering(503, {"code": 50505, "message": "busy"})] * 5)
+    loop.run(3600)
+    assert loop.done("a") == ["x.jsonl"]
+    assert not loop.said("upload.undecided")
+
+
 def test_without_a_listing_a_file_is_sent_again_twice_at_most(make: Make) -> None:
     """Then nobody can tell, and it waits; the listing that comes shows the first, and names the others."""
     loop = make()
