@@ -672,6 +672,7 @@ class Daemon:
     def _undecided(self, service: Service, entry: Entry, outcome: Undecided, now: float) -> None:
         entry.claimed = True
         entry.known = outcome.known
+        entry.ended = None
         entry.insist = False
         retry_in_s = self.config.uploads.longest_retry_s
         if entry.reason != "unknown_outcome":

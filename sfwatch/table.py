@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sfwatch.files import Identity
-from sfwatch.job import Condemned, Task
+from sfwatch.job import Condemned, Deferred, Task, Unknown
 from sfwatch.journal import Delivery
 from sfwatch.settle import Observed, Settled
 
@@ -41,6 +41,7 @@ class Entry:
     settled: Settled | None = None
     task: Task = Task.DELIVER
     condemned: Condemned | None = None
+    ended: Deferred | Unknown | None = None  # how its last try ended, for the status
     known: Delivery | None = None
     claimed: bool = False
     home: Identity | None = None  # the inbox that it is claimed in; another folder may be in its place now
