@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from servers import Authority
 from uploads import LARGE, Clients, Files, pattern
 
 from sfwatch.settings import Api
 from sfwatch.upload import Client
+
+# CI tries the same histories each time, so that a change is judged by what it changes; elsewhere, new ones.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture

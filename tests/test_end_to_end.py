@@ -141,6 +141,34 @@ def test_a_probe_that_hangs_does_not_delay_the_end(world: World) -> None:
     assert path.exists()
 
 
+def test_a_changed_configuration_is_taken_up_at_sighup(world: World) -> None:
+    """A bad one is refused and the old one counts; a good one counts at once, also for what lies there."""
+    program = world.start()
+    sound = (world.root / "sfwatch.yaml").read_text()
+    (world.root / "sfwatch.yaml").write_text(sound.replace('"name": "b"', '"nam": "b"'))
+    program.process.send_signal(signal.SIGHUP)
+    program.until(lambda: program.said("config.rejected"))
+    assert "nam" in str(program.said("config.rejected")[0]["problems"])
+    world.configure(inbox={"match": ["*.ndjson"]})
+    path = world.drop("a", "x.ndjson")
+    program.process.send_signal(signal.SIGHUP)
+    program.until(lambda: program.said("file.done"))
+    assert not path.exists()
+    assert len(program.said("config.loaded")) == 2
+    assert program.end() == 0
+
+
+def test_a_rotated_log_file_is_opened_anew_at_sighup(world: World) -> None:
+    """As logrotate asks for it; what is said after goes into the new file."""
+    log = world.root / "sfwatch.log"
+    world.configure(log={"file": str(log)})
+    program = world.start()
+    log.rename(world.root / "sfwatch.log.1")
+    program.process.send_signal(signal.SIGHUP)
+    program.until(lambda: log.exists() and "config.loaded" in log.read_text())
+    assert program.end() == 0
+
+
 def test_an_idle_program_sleeps(world: World) -> None:
     """Next to no processor time while there is nothing to do."""
     program = world.start()
