@@ -9,21 +9,32 @@ import os
 import shutil
 import signal
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterable
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
 from sfwatch import __version__, config, logs
-from sfwatch.console import wants_colour
+from sfwatch.console import painter, wants_colour
 from sfwatch.exits import BAD_CONFIG, CANNOT_CREATE, INTERNAL, NO_PERMISSION, OK, TRY_AGAIN, USAGE
 from sfwatch.settings import Config
 
 if TYPE_CHECKING:  # most commands start without the modules behind it
+    from click.shell_completion import CompletionItem
+
     from sfwatch.check_page import Page
+    from sfwatch.log_page import Event, LogPage
+
+_LOOK_S = 0.2
+"""How often a log is looked at that is followed."""
+_LAST = 10
+"""Events that are shown at first of a log that is followed."""
 
 _CONFIG = click.option(
     "-c",
@@ -42,7 +53,7 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # terminals that know no … are no error
     try:
-        commands.main(standalone_mode=False)
+        commands.main(prog_name="sfwatch", standalone_mode=False)
     except click.UsageError as error:
         error.show()
         sys.exit(USAGE)
@@ -51,6 +62,10 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        _unwritable(error)  # `--help` into a full disk
     sys.exit(OK)
 
 
@@ -65,8 +80,14 @@ def commands() -> None:
 
     \b
     Run it:
-        sfwatch check -c sfwatch.yaml
-        sfwatch run -c sfwatch.yaml
+        sfwatch check -c sfwatch.yaml        is all there that uploads need?
+        sfwatch run -c sfwatch.yaml          the daemon, until Ctrl-C
+        sfwatch once -c sfwatch.yaml         what is there now, for cron
+
+    \b
+    Look:
+        sfwatch check requests.jsonl         would the service take this file?
+        journalctl -t sfwatch -o cat | sfwatch log --level warning
     """  # noqa: D301 - the backspace itself is what keeps click from filling the lines
 
 
@@ -119,6 +140,67 @@ def check(path: Path | None, names: tuple[str, ...], *, config_only: bool, onlin
     sys.exit(page.end())
 
 
+def _events(_context: click.Context, _parameter: click.Parameter, begun: str) -> "list[CompletionItem]":
+    from click.shell_completion import CompletionItem  # noqa: PLC0415 - as above
+
+    return [CompletionItem(name) for name in logs.EVENTS if name.startswith(begun)]
+
+
+@commands.command()
+@click.option("--inbox", "inboxes", multiple=True, metavar="NAME", help="Only about this inbox. Repeatable.")
+@click.option(
+    "--file", "files", multiple=True, metavar="PATTERN", help="Only about files like 'evals-*'. Repeatable."
+)
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    metavar="PATTERN",
+    shell_complete=_events,
+    help="Only events like 'upload.*'. Repeatable.",
+)
+@click.option(
+    "--level",
+    type=click.Choice(list(logs.LEVELS)),
+    default="debug",
+    help="Only from this level on: warning, error.",
+)
+@click.option(
+    "-n", "--last", type=click.IntRange(min=1), help=f"Only the last so many (with --follow: {_LAST})."
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written later, until Ctrl-C.")
+@click.argument(
+    "path", metavar="[FILE]", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+def log(path: Path | None, *, last: int | None, follow: bool, **wanted: Any) -> None:
+    """Show a log in JSON as the console shows it, from a file or from a pipe.
+
+    \b
+        journalctl -t sfwatch -o cat --since today | sfwatch log
+        sfwatch log --event 'file.*' --event 'upload.deferred' /var/log/sfwatch.log
+        sfwatch log -f --level warning /var/log/sfwatch.log
+
+    All conditions hold together; several of one kind are alternatives. A file that is followed may be rotated.
+    """  # noqa: D301 - as above
+    from sfwatch.log_page import LogPage, Tail, Wanted, lines, wanted_of  # noqa: PLC0415 - as above
+
+    page = LogPage(colour=_colour())
+    pick = partial(wanted_of, wanted=Wanted(**wanted))
+    if path is not None:
+        with closing(Tail(path)) as tail:
+            _show(pick(tail.fresh() if follow else tail.whole()), page, last or (_LAST if follow else None))
+            while follow:
+                threading.Event().wait(_LOOK_S)
+                _show(pick(tail.fresh()), page, None)
+        return
+    stdin = _stdin()
+    if follow:
+        raise click.UsageError("--follow takes a FILE: what comes from a pipe is shown as it comes")
+    if stdin is None or stdin.isatty():
+        raise click.UsageError("name a log file, or pipe one in: journalctl -t sfwatch -o cat | sfwatch log")
+    _show(pick(lines(stdin)), page, last)
+
+
 @commands.command()
 @click.option("--once", "ends", is_flag=True, help="End after the sample file.")
 def demo(*, ends: bool) -> None:
@@ -138,7 +220,7 @@ def _settings(path: Path | None) -> Config:
             log = logs.event_log(_out)  # before any log is set up
             log("config.rejected", config=error.source, problems=problems)
         for problem in error.problems:
-            click.echo(logs.printable(f"{error.source or 'sfwatch'}: {problem}"), err=True)
+            _complain(str(error.source or "sfwatch"), str(problem))
         sys.exit(NO_PERMISSION if error.forbidden else BAD_CONFIG)
 
 
@@ -202,15 +284,33 @@ def _out(text: str) -> None:
     try:
         click.echo(text)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would try again at its end
-        if error.errno == errno.EPIPE:
-            sys.exit(128 + signal.SIGPIPE)
-        _end(CANNOT_CREATE, f"standard output can't be written: {error.strerror}")
+        _unwritable(error)
+
+
+def _unwritable(error: OSError) -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would try again at its end
+    if error.errno == errno.EPIPE:
+        sys.exit(128 + signal.SIGPIPE)
+    _end(CANNOT_CREATE, f"standard output can't be written: {error.strerror}")
 
 
 def _end(status: int, message: str) -> NoReturn:
-    click.echo(f"sfwatch: {logs.printable(message)}", err=True)
+    _complain("sfwatch", message)
     sys.exit(status)
+
+
+def _complain(where: str, message: str) -> None:
+    paint = painter(colour=wants_colour(os.environ, terminal=sys.stderr.isatty()))
+    click.echo(f"{paint('31', logs.printable(where) + ':')} {logs.printable(message)}", err=True)
+
+
+# ---- log ----
+
+
+def _show(found: "Iterable[Event | str]", page: "LogPage", last: int | None) -> None:
+    for event in found if last is None else deque(found, maxlen=last):
+        for row in page.rows(event):
+            _out(row)
 
 
 # ---- check ----

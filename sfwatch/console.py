@@ -168,7 +168,7 @@ def _fact(key: str, event: Event) -> str:
     """Say one key in words; a value of an unexpected type must not end the daemon that says it."""
     try:
         return _WORDS[key](event[key], event)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, AttributeError, ArithmeticError):
         return f"{key}={event[key]}"
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -84,11 +85,21 @@ class TestTheCommandLine:
 
     @pytest.mark.parametrize(
         "arguments",
-        [["nope"], ["run", "--nope"], ["run", "x"], ["once", "--wait", "5"], ["check", "--config-only", "x"]],
+        [
+            ["nope"],
+            ["run", "--nope"],
+            ["run", "x"],
+            ["once", "--wait", "5"],
+            ["check", "--config-only", "x"],
+            ["log", "nope"],
+            ["log", "."],
+            ["log", "-f"],
+            ["log", "--level", "loud"],
+        ],
     )
     def test_usage(self, arguments: list[str]) -> None:
         """Mistakes on the command line end with 64 and one message, without a traceback."""
-        ended = sfwatch(*arguments)
+        ended = sfwatch(*arguments, stdin=subprocess.DEVNULL)
         assert (ended.returncode, ended.stdout) == (64, "")
         assert "Error: " in ended.stderr
         assert "Traceback" not in ended.stderr
@@ -106,6 +117,51 @@ class TestTheCommandLine:
             result = CliRunner().invoke(cli.commands, [name, "--help"])
             assert result.exit_code == 0
             assert (command.help or "nothing").split()[:5] == result.output.split("\n\n")[1].split()[:5]
+
+    def test_help_is_quick(self) -> None:
+        """Nothing is loaded for it that only the daemon needs."""
+        script = "import sys, sfwatch.cli; print(*sys.modules)"
+        loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert not {"structlog", "rich", "requests", "sqlite3", "watchdog", "msgspec"} & {
+            *loaded.stdout.split()
+        }
+
+    def test_a_mistake_is_seen(self, here: Path) -> None:
+        """On a terminal what it is about is red."""
+        spoil(here / "sfwatch.yaml")
+        assert "\x1b[31msfwatch.yaml:\x1b[0m inboxes[0].settle (line 3): " in on_a_terminal("once", stderr=True)
+
+
+class TestShellCompletion:
+    @pytest.mark.parametrize(
+        ("begun", "offered"),
+        [
+            (["ch"], ["plain,check"]),
+            (["log", "--event", "target."], ["plain,target.held", "plain,target.resumed"]),
+            (["log", "--level", "e"], ["plain,error"]),
+            (["check", "--on"], ["plain,--online"]),
+        ],
+    )
+    def test_what_is_offered(self, begun: list[str], offered: list[str]) -> None:
+        """Commands, options and values."""
+        words = {"COMP_WORDS": " ".join(["sfwatch", *begun]), "COMP_CWORD": str(len(begun))}
+        ended = sfwatch(env={**os.environ, **words, "_SFWATCH_COMPLETE": "bash_complete"})
+        assert ended.stdout.split() == offered
+
+    def test_in_a_shell(self, tmp_path: Path) -> None:
+        """The line that the README gives makes bash know the commands."""
+        (tmp_path / "sfwatch").write_text(f'#!/bin/sh\nexec {shlex.join(MAIN)} "$@"\n')
+        (tmp_path / "sfwatch").chmod(0o755)
+        line = 'eval "$(_SFWATCH_COMPLETE=bash_source sfwatch)"'
+        assert line in (Path(__file__).parent.parent / "README.md").read_text()
+        script = (
+            f'{line}; COMP_WORDS=(sfwatch de); COMP_CWORD=1; _sfwatch_completion sfwatch; echo "$COMPREPLY"'
+        )
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        ended = subprocess.run(
+            ["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
+        )
+        assert (ended.stdout, ended.stderr) == ("demo\n", "")
 
 
 class TestBadConfigurations:
@@ -164,6 +220,17 @@ class TestOutputThatCanNotBeWritten:
         with Path("/dev/full").open("w") as full:
             ended = subprocess.run(
                 [*MAIN, "check", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert ended.returncode == 73
+        assert ended.stderr == "sfwatch: standard output can't be written: No space left on device\n"
+
+    @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["log", "x.log"]])
+    def test_full_for_any_command(self, here: Path, arguments: list[str]) -> None:
+        """The same where the text is not our own."""
+        (here / "x.log").write_text("x\n")
+        with Path("/dev/full").open("w") as full:
+            ended = subprocess.run(
+                [*MAIN, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
             )
         assert ended.returncode == 73
         assert ended.stderr == "sfwatch: standard output can't be written: No space left on device\n"
@@ -450,17 +517,64 @@ class TestCheckOfFiles:
         assert BAD[finding["column"] - 1 :].startswith('"assistant"')
 
 
-def on_a_terminal(*arguments: str, **more: str) -> str:
+class TestLog:
+    LINES = (
+        '{"timestamp": "2026-11-22T20:01:12Z", "level": "info", "event": "inbox.found", "inbox": "a"}\n'
+        '{"timestamp": "2026-11-22T20:01:13Z", "level": "error", "event": "target.held", "target": "t"}\n'
+        "Stopped sfwatch.service\n"
+    )
+
+    def test_a_file(self, tmp_path: Path) -> None:
+        """One row an event, below its day, and what is none as it is."""
+        (tmp_path / "log").write_text(self.LINES)
+        day, found, held, stopped = sfwatch("log", str(tmp_path / "log")).stdout.splitlines()
+        assert "2026" in day
+        assert ("inbox.found" in found, "target.held" in held) == (True, True)
+        assert stopped == "Stopped sfwatch.service"
+
+    def test_a_pipe(self) -> None:
+        """The same, and only what is asked for."""
+        ended = sfwatch("log", "--level", "error", input=self.LINES)
+        assert (ended.returncode, len(ended.stdout.splitlines())) == (0, 2)
+        ended = sfwatch("log", "-n", "1", "--event", "*.*", input=self.LINES)
+        assert ended.stdout.splitlines()[1].endswith("target.held        t")
+
+    def test_following(self, tmp_path: Path) -> None:
+        """What comes later is shown as it comes, also from the file that takes the place of the first."""
+        log = tmp_path / "log"
+        log.write_text(self.LINES)
+        command = [*MAIN, "log", "-f", "-n", "1", "--event", "*", str(log)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            shown = [process.stdout.readline() for _ in range(2)]
+            log.rename(tmp_path / "log.1")
+            log.write_text(self.LINES.splitlines()[0].replace("found", "lost") + "\n")
+            shown.append(process.stdout.readline())
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+        assert ["target.held" in shown[1], "inbox.lost" in shown[2]] == [True, True]
+
+
+def on_a_terminal(*arguments: str, stderr: bool = False, **more: str) -> str:
     """What a terminal gets to see."""
     ours, theirs = pty.openpty()
     environ = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "COLUMNS"}}
     environ |= {"TERM": "xterm", **more}
-    with subprocess.Popen([*MAIN, *arguments], stdout=theirs, env=environ) as process:
+    errors = theirs if stderr else None
+    with subprocess.Popen([*MAIN, *arguments], stdout=theirs, stderr=errors, env=environ) as process:
         os.close(theirs)
-        said = os.read(ours, 65536)
+        said = b"".join(_until_closed(ours))
         process.wait(timeout=60)
     os.close(ours)
     return said.decode()
+
+
+def _until_closed(terminal: int) -> Iterator[bytes]:
+    while True:
+        try:
+            yield os.read(terminal, 65536)
+        except OSError:  # nobody has the other side open any more
+            return
 
 
 @as_root
