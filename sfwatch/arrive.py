@@ -103,7 +103,7 @@ class FoldersChanged:
 class Overflowed:
     """The kernel dropped events: look."""
 
-    inbox: str | None
+    inbox: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +114,23 @@ class WatchEnded:
     why: str
 
 
-Ring = Callable[[Rang | FoldersChanged | Overflowed | WatchEnded], None]
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A bug ended the doorbell's thread: events are lost, and every watch has ended until it is armed again."""
+
+    bug: Exception
+
+
+Ring = Callable[[Rang | FoldersChanged | Overflowed | WatchEnded | Broken], None]
 """What the doorbell calls, from a thread of its own: it must only put the ring somewhere, and return."""
 
 
 class _Reader(InotifyFD):
-    """The thread that reads inotify. If it fails, every watch of it says that it ended."""
+    """The thread that reads inotify. If it fails it says so, and every watch of it says that it ended."""
+
+    def __init__(self, ring: Ring) -> None:
+        super().__init__()
+        self._ring = ring
 
     @classmethod
     def _create_inotify_fd(cls) -> int:
@@ -130,6 +141,8 @@ class _Reader(InotifyFD):
     def run(self) -> None:
         try:
             super().run()
+        except Exception as bug:  # noqa: BLE001 - the border of the thread: said by the main thread
+            self._ring(Broken(bug))
         finally:
             # Nobody reads any more, so that close() has to free the descriptors itself. It does nothing if the
             # thread was asked to stop, else it ends all watches.
@@ -288,7 +301,7 @@ class Doorbell:
 
     def _living_reader(self) -> _Reader:
         if self._reader is None or not self._reader.is_alive():
-            self._reader = _Reader()
+            self._reader = _Reader(self._ring)
             self._reader.start()
         return self._reader
 

@@ -110,7 +110,14 @@ class Rejected:
 
 
 Mail = (
-    Finished | Probed | Signalled | arrive.Rang | arrive.FoldersChanged | arrive.Overflowed | arrive.WatchEnded
+    Finished
+    | Probed
+    | Signalled
+    | arrive.Rang
+    | arrive.FoldersChanged
+    | arrive.Overflowed
+    | arrive.WatchEnded
+    | arrive.Broken
 )
 Mailbox = queue.SimpleQueue[Mail]
 
@@ -169,6 +176,7 @@ class Daemon:
             journal=self.journal,
             doorbell=self.doorbell,
             log=self.log,
+            clock=self.clock,
             wall=self.wall,
             queue=self._queue,
         )
@@ -297,9 +305,17 @@ class Daemon:
             case arrive.Rang():
                 self.inboxes.rang(mail, now)
             case arrive.Overflowed():
-                self.inboxes.overflowed(mail, now)
+                self.inboxes.overflowed(mail.inbox, now)
+            case arrive.Broken():
+                self._on_broken(mail.bug, now)
             case arrive.FoldersChanged() | arrive.WatchEnded():
                 self.inboxes.look_at(mail.inbox, now)
+
+    def _on_broken(self, bug: Exception, now: float) -> None:
+        """The doorbell's thread has ended: the next look begins another, and finds what did not ring."""
+        self.log("internal.error", detail=f"{type(bug).__name__}: {bug}", traceback=_traceback(bug))
+        for inbox in self.inboxes.watched:
+            self.inboxes.overflowed(inbox, now)
 
     # What is due.
 

@@ -45,6 +45,7 @@ class Inboxes:
     journal: Journal
     doorbell: arrive.Doorbell
     log: EventLog
+    clock: Callable[[], float]
     wall: Callable[[], float]
     queue: Callable[[Entry], None]
     started_at: float = 0.0
@@ -109,9 +110,10 @@ class Inboxes:
         return [w.inbox.name for w in done]
 
     def look_at(self, inbox: str, now: float) -> None:
-        """Let an inbox be looked at in this turn, if it is still watched."""
-        if inbox in self.watched:
-            self.watched[inbox].next_look = now
+        """Let an inbox be looked at soon, if it is still watched: something rang."""
+        w = self.watched.get(inbox)
+        if w is not None:
+            w.next_look = min(w.next_look, watch.soon(w, now))
 
     def look_soon(self, now: float) -> None:
         """Let every inbox be looked at in this turn."""
@@ -146,7 +148,11 @@ class Inboxes:
     def look_where_due(self, now: float) -> None:
         for w in self.watched.values():
             if now >= w.next_look:
+                began = self.clock()
                 self._look(w, now)
+                w.overflowed = False
+                w.looked_at = self.clock()
+                w.look_s = w.looked_at - began
 
     def _look(self, w: Watched, now: float) -> None:
         try:
@@ -292,13 +298,17 @@ class Inboxes:
             if entry.stage is Stage.PARKED or entry.due_at > now:
                 self.table.settle(entry, now)
 
-    def overflowed(self, mail: arrive.Overflowed, now: float) -> None:
-        for w in self.watched.values():
-            if mail.inbox in (None, w.inbox.name):
-                self.log("inbox.overflowed", inbox=w.inbox.name)
-                w.next_look = now
-                for entry in self.table.names(w.inbox.name).values():
-                    entry.moved_in = False  # an event that would have voided it may be among the lost
+    def overflowed(self, inbox: str, now: float) -> None:
+        """Look soon, since events were lost. Said once until then: a long burst loses some again and again."""
+        w = self.watched.get(inbox)
+        if w is None:
+            return
+        if not w.overflowed:
+            w.overflowed = True
+            self.log("inbox.overflowed", inbox=inbox)
+        for entry in self.table.names(inbox).values():
+            entry.moved_in = False  # an event that would have voided it may be among the lost
+        self.look_at(inbox, now)
 
     def _note_seen(self, entry: Entry) -> None:
         if not entry.seen:

@@ -4,11 +4,19 @@ The identity of the folder is compared at every look: a folder that was replaced
 looks like an idle one to the doorbell. An inbox that is lost is looked for as often as it would be looked at.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from sfwatch import arrive, files
 from sfwatch.settings import Config, Inbox, Proof
 from sfwatch.settle import Rules
+
+RINGS_PAUSE_S = 1.0
+"""Least time between looks that rings ask for: thousands of folders may come one by one."""
+
+SHARE = 50
+RINGS_SHARE = 10
+"""Looks at a very full inbox take no larger part of the time: regular ones, and those that rings ask for."""
 
 
 @dataclass(slots=True)
@@ -18,6 +26,8 @@ class Watched:
     inbox: Inbox
     rules: Rules
     next_look: float = 0.0
+    looked_at: float = -math.inf
+    look_s: float = 0.0  # how long the last look took
     mode: arrive.WatchMode | None = None
     identity: files.Identity | None = None
     lost: tuple[str, str] | None = None
@@ -25,6 +35,7 @@ class Watched:
     told: str | None = None  # how it is watched, as it was said last
     others: int = 0
     looked: bool = False
+    overflowed: bool = False  # events were lost since the last look
     leaving: bool = False  # not in the settings any more: let go once nothing of it is under way
     lock: int | None = None
     refused: str | None = None  # why nothing can be claimed in it
@@ -113,4 +124,10 @@ def why_lost(w: Watched, error: OSError) -> tuple[str, str]:
 def interval_s(watched: Watched, config: Config, *, rings: bool) -> float:
     """Return the seconds between two looks: few where nothing rings, or not for everything."""
     reliable = rings and watched.mode is not None and watched.mode.mode == "inotify"
-    return config.scan_interval_s if reliable else config.poll_interval_s
+    wanted = config.scan_interval_s if reliable else config.poll_interval_s
+    return max(wanted, SHARE * watched.look_s)
+
+
+def soon(watched: Watched, now: float) -> float:
+    """Return when to look because something rang: at once, unless it was looked at just now."""
+    return max(now, watched.looked_at + max(RINGS_PAUSE_S, RINGS_SHARE * watched.look_s))

@@ -22,7 +22,7 @@ import pytest
 from watchdog.observers.inotify_c import InotifyConstants
 
 from sfwatch import arrive
-from sfwatch.arrive import Doorbell, FoldersChanged, Overflowed, Rang, WatchEnded
+from sfwatch.arrive import Broken, Doorbell, FoldersChanged, Overflowed, Rang, WatchEnded
 from sfwatch.files import Lease, NotRegular
 from sfwatch.settings import Inbox, Proof
 from sfwatch.settle import Sighting, Tail, Unreadable
@@ -31,7 +31,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other users' 
 
 LINE = b'{"custom_id": "a"}\n'
 SENTINEL = "sentinel.jsonl"
-AnyRing = Rang | FoldersChanged | Overflowed | WatchEnded
+AnyRing = Rang | FoldersChanged | Overflowed | WatchEnded | Broken
 
 
 @pytest.fixture(autouse=True)
@@ -344,12 +344,8 @@ def test_lost_events_are_told(folder: Path) -> None:
     doorbell.close()
 
 
-def test_a_reader_that_fails_says_so_and_is_replaced(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_fails_says_so_and_is_replaced(folder: Path, tmp_path: Path) -> None:
     """Its error is not swallowed: the thread ends, no inbox is healthy, `watch` mends each."""
-    errors: queue.SimpleQueue[type[BaseException]] = queue.SimpleQueue()
-    monkeypatch.setattr(threading, "excepthook", lambda args: errors.put(args.exc_type))
     porch = Porch()
     failing = True
 
@@ -365,7 +361,9 @@ def test_a_reader_that_fails_says_so_and_is_replaced(
     reader = porch.doorbell._reader
     assert reader is not None
     (folder / "x.jsonl").touch()
-    assert errors.get(timeout=5) is ZeroDivisionError
+    broken = porch.next()
+    assert isinstance(broken, Broken)
+    assert isinstance(broken.bug, ZeroDivisionError)
     ended = [porch.next(), porch.next()]
     assert [ring.inbox for ring in ended if isinstance(ring, WatchEnded)] == ["other", "in"]
     reader.join(5)

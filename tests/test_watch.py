@@ -91,3 +91,17 @@ def test_the_kernels_word_is_not_trusted_where_the_settings_say_so(
     assert not it.rules.trusted
     watch.look(it, doorbell)
     assert not it.rules.trusted
+
+
+def test_looks_that_take_long_are_further_apart(inbox: Inbox, doorbell: arrive.Doorbell) -> None:
+    """A million names cost a second a look; rings may ask for one a little sooner than the clock."""
+    config = Config(inboxes=(inbox,), scan_interval_s=30.0, poll_interval_s=5.0)
+    it = watch.watched(inbox)
+    watch.look(it, doorbell)
+    it.looked_at, it.look_s = 100.0, 0.01
+    assert watch.interval_s(it, config, rings=True) == 30.0
+    assert watch.soon(it, 100.5) == 101.0
+    it.look_s = 2.0
+    assert watch.interval_s(it, config, rings=True) == 100.0
+    assert watch.soon(it, 100.5) == 120.0
+    assert watch.soon(it, 200.0) == 200.0

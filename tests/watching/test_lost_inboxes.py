@@ -10,6 +10,7 @@ import pytest
 from loop import Loop
 from world import needs_root, tmpfs
 
+from sfwatch import arrive
 from sfwatch.standin import Behaviour, End, StandIn, storing_then_resetting
 
 Make = Callable[..., Loop]
@@ -108,3 +109,31 @@ def test_an_inbox_that_is_lost_for_one_reason_and_then_another_is_lost_once(make
     assert [e["reason"] for e in loop.said("inbox.lost")] == ["missing"]
     assert len(loop.said("inbox.found")) == 1
     assert loop.done("a") == ["x.jsonl"]
+
+
+def test_a_doorbell_that_breaks_is_said_once_and_everything_is_looked_at(make: Make) -> None:
+    """A bug in its thread costs rings: the next look finds what did not ring, and nothing is started anew."""
+    loop = make(names=("a", "b"))
+    loop.run(10)
+    loop.drop("a", "x.jsonl")
+    loop.drop("b", "y.jsonl")
+    loop.daemon.mailbox.put(arrive.Broken(ZeroDivisionError("a bug")))
+    loop.run(3)
+    assert loop.done("a") == ["x.jsonl"]
+    assert loop.done("b") == ["y.jsonl"]
+    (error,) = loop.said("internal.error")
+    assert "ZeroDivisionError" in error["detail"]
+    assert [e["inbox"] for e in loop.said("inbox.overflowed")] == ["a", "b"]
+
+
+def test_a_doorbell_that_breaks_again_and_again_does_not_make_the_loop_spin(make: Make) -> None:
+    """Rings ask for one look a second at most; lost events are said once until then."""
+    loop = make()
+    looks = set()
+    for _ in range(100):
+        loop.daemon.mailbox.put(arrive.Overflowed("a"))
+        loop.daemon.mailbox.put(arrive.WatchEnded("a", "the thread that reads it failed"))
+        loop.run(0.1)
+        looks.add(loop.daemon.inboxes.watched["a"].looked_at)
+    assert len(looks) in range(9, 12)
+    assert len(loop.said("inbox.overflowed")) in range(9, 13)
