@@ -9,6 +9,7 @@ and clocks put them ahead. The one exception is a file that lay there when the p
 Everything here is a pure function of what was seen before, what is seen now, and `now`.
 """
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -21,7 +22,11 @@ STUCK_AFTER_S = 600.0
 """Seconds of unbroken writing after which somebody should know."""
 
 BUSY_LOOK_S = (1.0, 5.0)
-"""Shortest and longest pause between looks at a file that is written to; its closing mostly rings sooner."""
+"""Shortest and longest pause between looks at a file that is written to; its closing mostly rings sooner.
+
+One that ends inside a line is written to as well, as far as anybody can tell. Where nothing rings, it would
+else be met again only when its longest rest is over.
+"""
 
 HINDERED_LOOK_S = (10.0, 60.0)
 """The same for a file that waits for somebody's deed: more bytes, a marker, the right to read it."""
@@ -114,10 +119,10 @@ def observe(
     """
     seen = _note(previous, sighting, rules, now)
     if isinstance(sighting, Unreadable):
-        return _wait(seen, "unreadable", None, rules, now)
+        return _wait(seen, "unreadable", math.inf, rules, now)
     hindrance = _hindrance(sighting, rules)
     if hindrance is not None:
-        return _wait(seen, hindrance, None, rules, now)
+        return _wait(seen, hindrance, math.inf, rules, now)
     by, due = _due(seen, sighting, rules, now, at_start=at_start)
     if now >= due:
         return seen, Settled(by, now - seen.first_at, sighting.fingerprint)
@@ -187,15 +192,13 @@ def _unproven_s(sighting: Sighting, rules: Rules) -> float:
     return longest if whole else max(rules.unparsed_s, longest)
 
 
-def _wait(
-    seen: Observed, reason: str | None, due: float | None, rules: Rules, now: float
-) -> tuple[Observed, Waiting]:
-    """Wait for `due`, or without a term if it is None. A reason is told once it has lasted a little."""
+def _wait(seen: Observed, reason: str | None, due: float, rules: Rules, now: float) -> tuple[Observed, Waiting]:
+    """Wait for `due`, which may be never. A reason is told once it has lasted a little."""
     since = seen.unchanged_since if seen.busy_since is None else seen.busy_since
     tell_at = since + (EMPTY_TOLD_AFTER_S if reason == "empty" else rules.settle_s)
     told = reason if reason != seen.reason and now >= tell_at else None
     stuck = seen.busy_since is not None and not seen.stuck_told and now >= seen.busy_since + STUCK_AFTER_S
-    look_at = now + _pause_s(reason, now - since) if due is None else due
+    look_at = min(due, now + _pause_s(reason, now - since))
     if reason is not None and now < tell_at:
         look_at = min(look_at, tell_at)
     after = replace(seen, reason=told or seen.reason, stuck_told=seen.stuck_told or stuck)
@@ -203,5 +206,7 @@ def _wait(
 
 
 def _pause_s(reason: str | None, held_s: float) -> float:
-    shortest, longest = BUSY_LOOK_S if reason == "being_written" else HINDERED_LOOK_S
+    if reason is None:
+        return math.inf
+    shortest, longest = BUSY_LOOK_S if reason in ("being_written", "incomplete") else HINDERED_LOOK_S
     return min(longest, max(shortest, held_s / 4))

@@ -234,6 +234,15 @@ leases = st.sampled_from(Lease)
 tails = st.sampled_from(Tail)
 
 
+@pytest.mark.parametrize("tail", [Tail.UNPARSED, Tail.NUL])
+def test_what_ends_inside_a_line_is_looked_at_like_what_is_written_to(tail: Tail) -> None:
+    """Where nothing rings, a copy is met again soon, not only when the longest rest is over."""
+    cut = replace(GOOD, tail=tail)
+    results = history(UNTRUSTED, *((float(at), cut) for at in (0, 1, 8, 20, 29)))
+    looks = [result.look_at for result in results if isinstance(result, Waiting)]
+    assert looks == [1.0, 2.0, 10.0, 25.0, 30.0]
+
+
 @given(
     rules=rules_of_inboxes,
     tail=st.sampled_from([Tail.GOOD, Tail.NO_NEWLINE, Tail.UNPARSED, Tail.NUL]),
@@ -246,7 +255,7 @@ def test_a_file_at_rest_settles_by_following_look_at(
     """Looking only when told to, a few looks are enough, however the clock's digits fall."""
     sighting = Sighting(FILE, lease, tail, marker=True)
     now, seen = start, None
-    for _ in range(4):
+    for _ in range(25):
         seen, result = observe(seen, sighting, rules, now, at_start=False)
         if isinstance(result, Settled):
             return
