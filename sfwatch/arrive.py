@@ -19,7 +19,7 @@ import os
 import re
 import resource
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -379,18 +379,17 @@ def look(inbox: Inbox) -> Look:
 
 
 def _look_at_folder(inbox: Inbox) -> Look:
-    found = os.listdir(inbox.path)  # noqa: PTH208 (a Path for each of 100,000 names takes long)
-    names, rest = _split(found, inbox)
-    own = _own_folders(inbox)
-    return Look(names, others=sum(name not in own for name in rest))
+    with os.scandir(inbox.path) as entries:
+        names, others = _sort_out((entry.name for entry in entries), inbox)
+    return Look(names, others)
 
 
 def _look_at_tree(inbox: Inbox) -> Look:
     levels = list(_levels(inbox))
-    halves = [_split(level.names, inbox) for level in levels]
+    names, others = _sort_out((name for level in levels for name in level.names), inbox)
     return Look(
-        names=[name for names, _ in halves for name in names],
-        others=sum(len(rest) for _, rest in halves),
+        names,
+        others,
         crossed=tuple(name for level in levels for name in level.crossed),
         unreadable=tuple(name for level in levels for name in level.unreadable),
     )
@@ -407,15 +406,21 @@ def _levels(inbox: Inbox) -> Iterator["_Level"]:
         todo += [name for name in level.folders if name not in own]
 
 
-def _split(found: list[str], inbox: Inbox) -> tuple[list[str], list[str]]:
-    """The candidates among some names, and the rest without markers."""
+def _sort_out(found: Iterable[str], inbox: Inbox) -> tuple[list[str], int]:
+    """The candidates among some names, and how many of the others are neither markers nor our own folders.
+
+    Of those only the number is kept: there may be a million.
+    """
     wanted = _matcher(inbox.match, inbox.settle_marker)
+    own, marker = _own_folders(inbox), inbox.settle_marker
     names: list[str] = []
-    rest: list[str] = []
+    others = 0
     for name in found:
-        (names if wanted(name) else rest).append(name)
-    marker = inbox.settle_marker
-    return names, rest if marker is None else [name for name in rest if not name.endswith(marker)]
+        if wanted(name):
+            names.append(name)
+        elif name not in own and not (marker is not None and name.endswith(marker)):
+            others += 1
+    return names, others
 
 
 def _own_folders(inbox: Inbox) -> set[str]:
@@ -516,6 +521,33 @@ def sight(inbox: Inbox, name: str, *, wall: float, moved_in: bool) -> Sighting |
         raise
     except OSError as error:
         return _unreadable(inbox.path / name, error)
+
+
+def writers(fingerprint: Fingerprint) -> list[int]:
+    """The ids of the processes that have the file open for writing, as far as this user may see.
+
+    It reads a lot of /proc, and sees no mapping that outlived its descriptor: for telling people only.
+    """
+    own = os.getpid()
+    ids = (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())  # noqa: PTH208
+    return sorted(pid for pid in ids if pid != own and _writes(pid, fingerprint))
+
+
+def _writes(pid: int, fingerprint: Fingerprint) -> bool:
+    with suppress(OSError):  # it has ended meanwhile, or is somebody else's
+        for fd in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+            with suppress(OSError):
+                st = os.stat(f"/proc/{pid}/fd/{fd}")  # noqa: PTH116
+                if (st.st_dev, st.st_ino) == (fingerprint.dev, fingerprint.ino) and _is_for_writing(pid, fd):
+                    return True
+    return False
+
+
+def _is_for_writing(pid: int, fd: str) -> bool:
+    """By the access mode in proc(5), /proc/pid/fdinfo."""
+    lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text(encoding="ascii").splitlines()
+    flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
+    return flags & os.O_ACCMODE != os.O_RDONLY
 
 
 def _unreadable(path: Path, error: OSError) -> Unreadable:

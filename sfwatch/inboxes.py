@@ -354,8 +354,8 @@ class Inboxes:
             self.park(entry, odd.kind)
             return
         self._note_seen(entry)
-        if isinstance(sighting, settle.Sighting):
-            entry.size = sighting.fingerprint.size
+        size = sighting.size if isinstance(sighting, settle.Unreadable) else sighting.fingerprint.size
+        entry.size = entry.size if size is None else size
         first = entry.observed is None and not entry.given_back
         at_start = first and entry.seen_at <= self.started_at + 1.0
         entry.observed, decision = settle.observe(entry.observed, sighting, w.rules, now, at_start=at_start)
@@ -392,15 +392,22 @@ class Inboxes:
         if waiting.reason is not None:
             self.tell(entry, waiting.reason, detail)
         if waiting.stuck:
-            self.log(
-                "file.stuck",
-                inbox=entry.inbox,
-                file=entry.name,
-                size=entry.size,
-                reason="being_written",
-                detail="a process has had it open for writing all the time",
-                waited_s=round(now - entry.seen_at, 3),
-            )
+            self._tell_stuck(entry, now)
+
+    def _tell_stuck(self, entry: Entry, now: float) -> None:
+        fingerprint = entry.observed.fingerprint if entry.observed is not None else None
+        writers = arrive.writers(fingerprint) if fingerprint is not None else []
+        who = "a process has" if not writers else f"process {', '.join(str(pid) for pid in writers)} has"
+        self.log(
+            "file.stuck",
+            inbox=entry.inbox,
+            file=entry.name,
+            size=entry.size,
+            reason="being_written",
+            detail=f"{who} had it open for writing all the time",
+            writers=writers or None,
+            waited_s=round(now - entry.seen_at, 3),
+        )
 
     def tell(self, entry: Entry, reason: str, detail: str | None) -> None:
         """Say why a file waits, once for each change of the reason."""

@@ -47,7 +47,7 @@ _EVENTS: Mapping[str, tuple[str, str]] = {
     "file.seen": ("debug", _FILE),
     "file.ignored": ("info", f"{_FILE} reason detail"),
     "file.waiting": ("info", f"{_FILE} reason detail"),
-    "file.stuck": ("warning", f"{_FILE} reason detail waited_s"),
+    "file.stuck": ("warning", f"{_FILE} reason detail writers waited_s"),
     "file.settled": ("debug", f"{_FILE} settled_by waited_s"),
     "file.changed": ("warning", f"{_FILE} attempt detail orphans"),
     "file.warning": ("warning", f"{_FILE} reason detail line"),
@@ -139,6 +139,7 @@ KEYS: Mapping[str, str] = {
     "version": "sfwatch's version",
     "waited_s": "seconds since the file was first seen",
     "waiting": "how many files are neither done nor failed",
+    "writers": "ids of the processes that have the file open for writing, where they can be seen",
 }
 
 
