@@ -22,7 +22,7 @@ import click
 
 from sfwatch import __version__, config, logs
 from sfwatch.console import painter, wants_colour
-from sfwatch.exits import BAD_CONFIG, CANNOT_CREATE, INTERNAL, NO_PERMISSION, OK, TRY_AGAIN, USAGE
+from sfwatch.exits import BAD_CONFIG, CANNOT_CREATE, FINDINGS, INTERNAL, NO_PERMISSION, OK, TRY_AGAIN, USAGE
 from sfwatch.settings import Config
 
 if TYPE_CHECKING:  # most commands start without the modules behind it
@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # most commands start without the modules behind it
 
     from sfwatch.check_page import Page
     from sfwatch.log_page import Event, LogPage
+    from sfwatch.once_page import OncePage
+    from sfwatch.retry import Failed
 
 _LOOK_S = 0.2
 """How often a log is looked at that is followed."""
@@ -109,7 +111,12 @@ def once(path: Path | None, wait: str) -> None:
         drain_s = config.seconds(wait)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--wait") from None
-    sys.exit(_work(_settings(path), drain_s=drain_s))
+    settings = _settings(path)
+    page = _once_page(settings)
+    status = _work(settings, drain_s=drain_s, page=page)
+    if page is not None:
+        page.print_end()
+    sys.exit(status)
 
 
 @commands.command()
@@ -202,6 +209,56 @@ def log(path: Path | None, *, last: int | None, follow: bool, **wanted: Any) -> 
 
 
 @commands.command()
+@_CONFIG
+@click.option("--all", "all_of_them", is_flag=True, help="Every failed file that has a report.")
+@click.option("--reason", metavar="CODE", help="Only those that failed for this reason, as in their reports.")
+@click.option("--inbox", metavar="NAME", help="Where files go whose report names no inbox.")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def retry(
+    path: Path | None, names: tuple[str, ...], *, all_of_them: bool, reason: str | None, inbox: str | None
+) -> None:
+    """Put failed files back into their inbox; or send lost uploads again of which nobody can tell.
+
+    A NAME is that of a file in a failed folder, a path to it, or the name under which it was dropped. The
+    reports are kept in .sfwatch-history beside where they were. It works with a running daemon and without.
+
+    \b
+    Examples:
+        sfwatch retry requests.jsonl
+        sfwatch retry --reason gave_up
+        sfwatch retry --all
+    """  # noqa: D301 - as above
+    if bool(names) == (all_of_them or reason is not None):
+        raise click.UsageError("name files, or say --all or --reason CODE")
+    settings = _settings(path)
+    _require_owner(settings)
+    sys.exit(_retry(settings, names, reason, inbox))
+
+
+@commands.command()
+@_CONFIG
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--watch", "stays", is_flag=True, help="Keep the page up to date until Ctrl-C.")
+@click.argument("files", metavar="[FILE]...", nargs=-1)
+def status(path: Path | None, files: tuple[str, ...], *, as_json: bool, stays: bool) -> None:
+    """Show what the daemon is doing; or say of a FILE why it is not taken, or what became of it.
+
+    A FILE is a path, or the name that it was dropped under. Ends with 0 if all is well, 1 if something is held
+    or failing, 3 if no daemon runs.
+    """
+    from sfwatch import status_page  # noqa: PLC0415 - as above
+
+    if stays and (files or as_json or not sys.stdout.isatty()):
+        raise click.UsageError("--watch shows one page on a terminal: leave out --json and the files")
+    settings = _settings(path)
+    if stays:
+        sys.exit(status_page.watch(settings, os.environ))
+    if files:
+        sys.exit(status_page.answer(files, settings, os.environ, as_json=as_json, out=_out))
+    sys.exit(status_page.show(settings, os.environ, as_json=as_json, out=_out))
+
+
+@commands.command()
 @click.option("--once", "ends", is_flag=True, help="End after the sample file.")
 def demo(*, ends: bool) -> None:
     """Try it: a throw-away inbox and a local stand-in for the service. No key, no network."""
@@ -224,30 +281,84 @@ def _settings(path: Path | None) -> Config:
         sys.exit(NO_PERMISSION if error.forbidden else BAD_CONFIG)
 
 
-def _work(settings: Config, *, drain_s: float | None) -> int:
-    from sfwatch import app, journal, preflight  # noqa: PLC0415 - other commands start without these modules
+def _once_page(settings: Config) -> "OncePage | None":
+    """What shows a run to people; None where its log is for programs."""
+    terminal = sys.stdout.isatty()
+    if settings.log.file is not None or settings.log.format == "json":
+        return None
+    if settings.log.format == "auto" and not terminal:
+        return None
+    from sfwatch import once_page  # noqa: PLC0415 - as above
 
-    owner = preflight.foreign_owner(settings.state_dir)
-    if owner is not None:  # what another user writes there would be closed to the owner
-        run_as = preflight.as_user(owner, _command())
-        _end(NO_PERMISSION, f"{settings.state_dir} belongs to {preflight.user(owner)}; run: {run_as}")
+    return once_page.page(settings.log.level, os.environ)
+
+
+def _work(settings: Config, *, drain_s: float | None, page: "OncePage | None" = None) -> int:
+    from sfwatch import app, journal  # noqa: PLC0415 - other commands start without these modules
+
+    _require_owner(settings)
     try:
         output = logs.Output(settings.log)
     except OSError as error:
         _end(CANNOT_CREATE, f"the log file {settings.log.file} cannot be opened: {error.strerror}")
-    log = logs.start(settings.log, output)
+    log = page.log() if page else logs.start(settings.log, output)
     # On a terminal SIGHUP says that it was closed, and what ends by itself has no use for other settings.
     reread = None
     if settings.source is not None and drain_s is None and not output.is_terminal():
         reread = partial(_reread, settings.source, output, log)
+    run = partial(app.run, settings, log=log, environ=os.environ, drain_s=drain_s)
     try:
-        return app.run(settings, log=log, environ=os.environ, drain_s=drain_s, reread=reread)
+        if page is None:
+            return run(reread=reread)
+        with page.shown():
+            return run(watch=page.watch, leave=page.leave)
     except journal.StateInUseError as error:
         _end(TRY_AGAIN, str(error))
     except journal.JournalError as error:
         _end(INTERNAL, str(error))
     except OSError as error:
         _end(*_state_fault(settings.state_dir, error))
+
+
+def _retry(settings: Config, names: tuple[str, ...], reason: str | None, inbox: str | None) -> int:
+    from sfwatch import retry as it  # noqa: PLC0415 - as above
+
+    status = OK
+    files: list[str | Failed] = [*names] or [*it.everything(settings, reason)]
+    for what in files:
+        try:
+            _out(logs.printable(_retried(settings, what, inbox)))
+        except it.NotRetriedError as why:
+            status = FINDINGS
+            click.echo(logs.printable(f"sfwatch: {why}"), err=True)
+    return status
+
+
+def _retried(settings: Config, what: "str | Failed", inbox: str | None) -> str:
+    from sfwatch import retry as it  # noqa: PLC0415 - as above
+
+    failed = it.named(settings, what) if isinstance(what, str) else what
+    if failed is not None:
+        return f"{it.put_back(settings, failed, inbox=inbox)}  is back in its inbox"
+    held = it.claimed(settings, str(what))
+    if len(held) != 1:
+        why = "is claimed in several inboxes: name it by its path" if held else "is in no failed folder"
+        raise it.NotRetriedError(f"{what} {why}")
+    try:
+        it.wish(settings.state_dir, *held[0])
+    except OSError as error:
+        _end(*_state_fault(settings.state_dir, error))
+    return f"{what}  will be sent again at the daemon's next look, if nobody can tell what became of it"
+
+
+def _require_owner(settings: Config) -> None:
+    """End unless this is the state folder's owner: what another user writes there would be closed to it."""
+    from sfwatch import preflight  # noqa: PLC0415 - as above
+
+    owner = preflight.foreign_owner(settings.state_dir)
+    if owner is not None:
+        run_as = preflight.as_user(owner, _command())
+        _end(NO_PERMISSION, f"{settings.state_dir} belongs to {preflight.user(owner)}; run: {run_as}")
 
 
 def _reread(path: Path, output: logs.Output, log: logs.EventLog) -> Config:

@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
-from sfwatch import __version__, arrive, claim, systemd, watch
+from sfwatch import __version__, arrive, claim, retry, systemd, watch
 from sfwatch import target as rules
 from sfwatch.deliver import deliver
 from sfwatch.inboxes import Inboxes
@@ -160,6 +160,7 @@ class Daemon:
     probing: int = 0
     drain_until: float | None = None
     prune_at: float = 0.0
+    wishes_at: float = 0.0
 
     def __post_init__(self, plans: Iterable[Plan]) -> None:
         """Join the parts that share the table."""
@@ -221,6 +222,7 @@ class Daemon:
             self.inboxes.look_where_due(now)
             self._advance_due(now)
             self._probe_where_due(now)
+            self._grant_wishes_where_due(now)
             self._prune_where_due(now)
             if self.drain_until is None or now < self.drain_until:
                 self._hand_out(now)
@@ -751,6 +753,21 @@ class Daemon:
     def _needing(self, folder: str) -> int:
         return sum(folder in self._folders(entry) for entry in self.table.entries())
 
+    def _grant_wishes_where_due(self, now: float) -> None:
+        """Send lost uploads again that a person wants sent again, once it is plain that nobody can tell."""
+        if now < self.wishes_at:
+            return
+        self.wishes_at = now + self.config.scan_interval_s  # the looks at the inboxes wake the loop for it
+        for wish in retry.wishes(self.config.state_dir):
+            w, entry = self.inboxes.watched.get(wish.inbox), self.table.get((wish.inbox, wish.name))
+            undecided = entry is not None and entry.claimed and entry.reason == "unknown_outcome"
+            if entry is not None and undecided and entry.stage is Stage.WAITING:
+                if retry.taken_back(wish):  # first: it must not be sent again a second time for one wish
+                    entry.insist = True
+                    self._queue(entry)
+            elif (w is None or w.looked) and (entry is None or not entry.claimed):
+                retry.taken_back(wish)
+
     def _prune_where_due(self, now: float) -> None:
         if now < self.prune_at:
             return
@@ -878,6 +895,7 @@ class Daemon:
 
     def _on_signal(self, number: int, now: float) -> None:
         if number == signal.SIGUSR1:
+            self.wishes_at = now
             self.inboxes.look_soon(now)
             return
         if number == signal.SIGHUP and self.reread is not None:
