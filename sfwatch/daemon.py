@@ -41,7 +41,7 @@ from sfwatch.job import (
     Undecided,
     Unknown,
 )
-from sfwatch.journal import Journal, State
+from sfwatch.journal import Journal, JournalDamagedError, State
 from sfwatch.logs import EventLog
 from sfwatch.lost import probe
 from sfwatch.service import Plan, Service, begin
@@ -111,6 +111,7 @@ class Rejected:
 
 Mail = (
     Finished
+    | JournalDamagedError
     | Probed
     | Signalled
     | arrive.Rang
@@ -306,6 +307,8 @@ class Daemon:
                 self._on_signal(mail.number, now)
             case arrive.Rang():
                 self.inboxes.rang(mail, now)
+            case JournalDamagedError():
+                raise mail  # nothing can be done without it: a restart sets it aside
             case arrive.Overflowed():
                 self.inboxes.overflowed(mail.inbox, now)
             case arrive.Broken():
@@ -956,11 +959,14 @@ def _alike(verdict: Verdict) -> str:
 # What runs in a worker's thread: the one border at which a bug becomes an event.
 
 
-def work(job: Job, tools: Tools, key: Key, put: Callable[[Finished], None]) -> None:
+def work(job: Job, tools: Tools, key: Key, put: Callable[[Finished | JournalDamagedError], None]) -> None:
     """Do one job, and put its outcome into the mailbox whatever happens."""
     tools = replace(tools, log=tools.log.bind(inbox=job.inbox.name, file=job.name))
     try:
         outcome = deliver(job, tools)
+    except JournalDamagedError as damage:
+        put(damage)
+        return
     except Exception as bug:  # noqa: BLE001 - said as internal.error by the main thread
         outcome = Crashed(f"{type(bug).__name__}: {bug}", _traceback(bug))
     put(Finished(key, outcome))

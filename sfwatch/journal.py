@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
 
 from sfwatch import files
 
@@ -87,6 +88,10 @@ class JournalError(Exception):
 
 class StateInUseError(JournalError):
     """Another daemon works with this state folder."""
+
+
+class JournalDamagedError(JournalError):
+    """The journal was sound when it was opened and is not any more: a restart sets it aside."""
 
 
 class AttemptOpenError(Exception):
@@ -431,6 +436,42 @@ def _run(database: sqlite3.Connection, statement: str, values: tuple[Any, ...]) 
     database.execute(statement, values)
 
 
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What a journal says to somebody who only reads it."""
+
+    under_way: tuple[Delivery, ...]
+    last_done: Delivery | None
+    last_failed: Delivery | None
+
+
+def glance(state_dir: Path) -> Glance:
+    """Read a journal that no daemon works with, without changing or making anything.
+
+    Raises OSError if it is not there or not for this user, JournalError if it cannot be understood.
+    """
+    path = state_dir / _DATABASE
+    files.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    # What a crash left in the log beside it is read, too; an orderly end leaves none, and nothing to lock.
+    log = path.with_name(path.name + "-wal")
+    how = "mode=ro&readonly_shm=1" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?{how}", uri=True)) as database:
+            (schema,) = database.execute("PRAGMA user_version").fetchone()
+            if schema != SCHEMA:
+                raise JournalError(f"the journal in {state_dir} has schema {schema}, known here is {SCHEMA}")
+            unfinished = database.execute(f"{_SELECT} WHERE finished_at IS NULL ORDER BY id").fetchall()
+            ended = [database.execute(_LAST, (state,)).fetchone() for state in (State.DONE, State.FAILED)]
+            done, failed = (None if row is None else _delivery(row) for row in ended)
+            return Glance(tuple(map(_delivery, unfinished)), done, failed)
+    except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+        raise JournalError(f"the journal in {state_dir} can't be read: {error}") from None
+
+
+_SELECT = "SELECT id, facts FROM delivery"
+_LAST = f"{_SELECT} WHERE state = ? AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1"
+
+
 class _UnusableError(Exception):
     """The database's file is there and cannot be used."""
 
@@ -529,7 +570,7 @@ def _storage_error(error: sqlite3.Error, folder: Path) -> Exception:
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, *_FAULTS):
         number = _FAULTS.get(code, errno.EIO)
         return OSError(number, f"{os.strerror(number)} ({error})", str(folder))
-    return JournalError(f"the journal in {folder} failed: {error}")
+    return JournalDamagedError(f"the journal in {folder} failed: {error}")
 
 
 def _lock(state_dir: Path) -> int:

@@ -1,16 +1,19 @@
 """The program as it runs: a process, real signals, a notify socket, real inotify, a service on loopback."""
 
+import os
 import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from loop import KEY, digest
 from program import PATIENCE_S, World, a_world
 
+from sfwatch.journal import SqliteJournal
 from sfwatch.standin import storing_then_stalling, taking_its_time
 
 
@@ -166,6 +169,29 @@ def test_a_rotated_log_file_is_opened_anew_at_sighup(world: World) -> None:
     log.rename(world.root / "sfwatch.log.1")
     program.process.send_signal(signal.SIGHUP)
     program.until(lambda: log.exists() and "config.loaded" in log.read_text())
+    assert program.end() == 0
+
+
+def test_a_journal_that_is_damaged_at_work_is_left_for_a_new_one(world: World) -> None:
+    """The program ends, as systemd should start it anew; the next one sets the journal aside and goes on."""
+    world.configure(uploads={"reconcile_window": "1s"})
+    (world.root / "state").mkdir(mode=0o700)
+    with closing(SqliteJournal(world.root / "state", stamp="x")) as journal:
+        for number in range(4000):  # more than is kept in memory
+            journal.saw_folder(f"/{number:0>1000}")
+    program = world.start()
+    database = world.root / "state" / "journal.sqlite3"
+    size = database.stat().st_size
+    with database.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(size - 4096))
+    path = world.drop("a", "x.jsonl")
+    program.process.wait(20)
+    assert program.process.returncode == 70
+    assert program.said("internal.error")
+    program = world.start()
+    assert program.said("journal.set_aside")
+    program.until(lambda: not path.exists() and program.said("file.done"))
     assert program.end() == 0
 
 
