@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from sfwatch import __version__, arrive, key
 from sfwatch.config import ConfigError
 from sfwatch.daemon import Daemon, Fresh, Mailbox, Rejected, Signalled
-from sfwatch.job import Tools
+from sfwatch.job import Job, Tools
 from sfwatch.journal import SqliteJournal
 from sfwatch.logs import EventLog
 from sfwatch.service import Plan
@@ -232,13 +232,17 @@ def run(
     environ: Mapping[str, str],
     drain_s: float | None = None,
     reread: Reread | None = None,
+    watch: Callable[[Callable[[], Collection[Job]], Callable[[], float]], object] | None = None,
     leave: Callable[[int], object] = os._exit,
 ) -> int:
     """Run the daemon until it is told to stop, or until nothing is left to do; return the exit status.
 
+    `watch` is handed what tells, at any time and in any thread, which jobs are under way, and their clock.
     `leave` ends the process if a worker is still stuck in an upload after the grace: Python would wait for it.
     """
     with daemon(config, log=log, environ=environ, reread=reread) as it:
+        if watch is not None:
+            watch(lambda: tuple(it.under_way.values()), it.clock)  # one call into C: no thread comes between
         with signals(it.mailbox):
             try:
                 it.start()

@@ -256,6 +256,38 @@ class TestRunAndOnce:
         assert [event["event"] for event in events(ended.stdout)].count("file.done") == 1
         assert len(service.stored) == 1
 
+    def test_on_a_terminal(self, here: Path) -> None:
+        """Lines and bars while it works, and a table at the end."""
+        (here / "inbox" / "x.jsonl").write_text(GOOD)
+        (here / "inbox" / "y.jsonl").write_text(BAD)
+        said = on_a_terminal("once", NO_COLOR="1")
+        assert "file.done" in said
+        assert "━━━" in said
+        *_, title, sums, failed = said.splitlines()
+        assert title.split()[-5:] == ["inbox", "done", "failed", "waiting", "uploaded"]
+        assert sums.split() == ["inbox", "1", "1", "0", "91", "B"]
+        assert failed.startswith(" failed   inbox/y.jsonl  last_role_not_user: line 1: ")
+
+    def test_lines_for_people_in_a_pipe(self, here: Path) -> None:
+        """Plain ones, without bars; the table stands below them. JSON has no table."""
+        with (here / "sfwatch.yaml").open("a") as file:
+            file.write("log: {format: console}\n")
+        (here / "inbox" / "x.jsonl").write_text(GOOD)
+        ended = sfwatch("once")
+        assert (ended.returncode, "\x1b" in ended.stdout, "━" in ended.stdout) == (0, False, False)
+        assert ended.stdout.splitlines()[-1].split() == ["inbox", "1", "0", "0", "91", "B"]
+
+    def test_a_reader_who_has_enough(self, here: Path, service: StandIn) -> None:
+        """Costs lines, never an upload."""
+        with (here / "sfwatch.yaml").open("a") as file:
+            file.write("log: {format: console}\n")
+        (here / "inbox" / "x.jsonl").write_text(GOOD)
+        ours, theirs = os.pipe()
+        os.close(ours)
+        ended = subprocess.run([*MAIN, "once"], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(theirs)
+        assert (ended.returncode, ended.stderr, len(service.stored)) == (0, "", 1)
+
     def test_nothing_there(self, here: Path) -> None:
         """0 as well."""
         assert sfwatch("once").returncode == 0
