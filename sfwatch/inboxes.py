@@ -397,14 +397,15 @@ class Inboxes:
     def _tell_stuck(self, entry: Entry, now: float) -> None:
         fingerprint = entry.observed.fingerprint if entry.observed is not None else None
         writers = arrive.writers(fingerprint) if fingerprint is not None else []
-        who = "a process has" if not writers else f"process {', '.join(str(pid) for pid in writers)} has"
+        pids = ", ".join(str(pid) for pid in writers)
+        seen = f"process {pids} had it open for writing" if writers else "it was open for writing, or changed,"
         self.log(
             "file.stuck",
             inbox=entry.inbox,
             file=entry.name,
             size=entry.size,
             reason="being_written",
-            detail=f"{who} had it open for writing all the time",
+            detail=f"{seen} all the time",
             writers=writers or None,
             waited_s=round(now - entry.seen_at, 3),
         )

@@ -19,7 +19,7 @@ EMPTY_TOLD_AFTER_S = 60.0
 """Seconds that an empty file may lie there untold: browsers and scanners put down empty placeholders."""
 
 STUCK_AFTER_S = 600.0
-"""Seconds of unbroken writing after which somebody should know."""
+"""Seconds of writing after which somebody should know: it is open, or has changed again and again."""
 
 BUSY_LOOK_S = (1.0, 5.0)
 """Shortest and longest pause between looks at a file that is written to; its closing mostly rings sooner.
@@ -85,6 +85,7 @@ class Observed:
     fingerprint: Fingerprint | None
     unchanged_since: float
     busy_since: float | None = None
+    written_since: float | None = None  # since when nothing but writing keeps it from being taken
     reason: str | None = None
     stuck_told: bool = False
 
@@ -102,7 +103,7 @@ class Settled:
 class Waiting:
     """Not yet. `reason` and `stuck` are set only at the look at which they are to be told.
 
-    That is once for each change of reason, and once for each unbroken time of writing.
+    That is once for each change of reason, and once for a time of writing.
     """
 
     reason: str | None
@@ -118,10 +119,9 @@ def observe(
     `now` is monotonic, in seconds. `at_start` is true for looks of the program's first full look only.
     """
     seen = _note(previous, sighting, rules, now)
-    if isinstance(sighting, Unreadable):
-        return _wait(seen, "unreadable", math.inf, rules, now)
-    hindrance = _hindrance(sighting, rules)
-    if hindrance is not None:
+    hindrance = "unreadable" if isinstance(sighting, Unreadable) else _hindrance(sighting, rules)
+    seen = _note_writing(seen, hindrance, now)
+    if isinstance(sighting, Unreadable) or hindrance is not None:
         return _wait(seen, hindrance, math.inf, rules, now)
     by, due = _due(seen, sighting, rules, now, at_start=at_start)
     if now >= due:
@@ -142,8 +142,21 @@ def _note(previous: Observed | None, sighting: Sighting | Unreadable, rules: Rul
         fingerprint=fingerprint,
         unchanged_since=previous.unchanged_since if rested else now,
         busy_since=(now if previous.busy_since is None else previous.busy_since) if busy else None,
-        stuck_told=previous.stuck_told and busy,
     )
+
+
+def _note_writing(seen: Observed, hindrance: str | None, now: float) -> Observed:
+    """A file that nothing else holds up would have been taken long ago if it had ever been left alone."""
+    if hindrance not in (None, "being_written"):
+        return replace(seen, written_since=None, stuck_told=False)
+    return replace(seen, written_since=now if seen.written_since is None else seen.written_since)
+
+
+def _is_stuck(seen: Observed, now: float) -> bool:
+    """Whether it was written to for too long, and still is: what rests is only on its way."""
+    if seen.written_since is None or seen.stuck_told:
+        return False
+    return now - seen.written_since >= STUCK_AFTER_S > now - seen.unchanged_since
 
 
 def _unchanged(before: Fingerprint | None, after: Fingerprint | None, rules: Rules) -> bool:
@@ -197,7 +210,7 @@ def _wait(seen: Observed, reason: str | None, due: float, rules: Rules, now: flo
     since = seen.unchanged_since if seen.busy_since is None else seen.busy_since
     tell_at = since + (EMPTY_TOLD_AFTER_S if reason == "empty" else rules.settle_s)
     told = reason if reason != seen.reason and now >= tell_at else None
-    stuck = seen.busy_since is not None and not seen.stuck_told and now >= seen.busy_since + STUCK_AFTER_S
+    stuck = _is_stuck(seen, now)
     look_at = min(due, now + _pause_s(reason, now - since))
     if reason is not None and now < tell_at:
         look_at = min(look_at, tell_at)

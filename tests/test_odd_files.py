@@ -198,3 +198,20 @@ def test_a_file_that_is_replaced_by_a_shorter_one_all_the_time_is_taken_when_tha
     loop.run(10)
     assert loop.posts() == 1
     assert loop.done("a") == ["x.jsonl"]
+
+
+def test_a_file_that_is_appended_to_for_ever_is_said_to_be_stuck(make: Make) -> None:
+    """Opened, written and closed every second: nobody is ever seen with it, yet it must not wait untold."""
+    loop = make()
+    path = loop.drop("a", "x.jsonl")
+    for number in range(700):
+        del loop.dropped[digest(path)]
+        with path.open("a") as file:
+            file.write(line(number + 1))
+        loop.dropped[digest(path)] = ("a", "x.jsonl")
+        loop.ring("a", "x.jsonl").run(1)
+    assert loop.posts() == 0
+    (stuck,) = loop.said("file.stuck")
+    assert 600 <= stuck["waited_s"] < 610
+    loop.run(10)
+    assert loop.done("a") == ["x.jsonl"]

@@ -158,16 +158,33 @@ def test_hindered_files_wait_without_limit() -> None:
         assert all(isinstance(r, Waiting) for r in history(rules, (0.0, sighting), (1e9, sighting)))
 
 
-def test_stuck_is_told_once_for_each_unbroken_time_of_writing() -> None:
-    """Ten minutes of writing are told once, and once more only if it stopped in between."""
+def test_stuck_is_told_once_after_ten_minutes_of_writing() -> None:
+    """Once for a file, unless it waited for something else in between."""
     times = (0.0, STUCK_AFTER_S - 1, STUCK_AFTER_S, STUCK_AFTER_S + 1)
-    first = history(RULES, *((t, BUSY) for t in times))
-    assert [r.stuck for r in first if isinstance(r, Waiting)] == [False, False, True, False]
+    first = history(RULES, *((t, BUSY) for t in times), (2 * STUCK_AFTER_S, GOOD), (3 * STUCK_AFTER_S, BUSY))
+    assert [r.stuck for r in first if isinstance(r, Waiting)] == [False, False, True, False, False, False]
     start = 2 * STUCK_AFTER_S
     again = history(
-        RULES, (0.0, BUSY), (STUCK_AFTER_S, BUSY), (start - 1, GOOD), *((start + t, BUSY) for t in times)
+        RULES, *((t, BUSY) for t in times), (start - 1, FORBIDDEN), *((start + t, BUSY) for t in times)
     )
-    assert [r.stuck for r in again if isinstance(r, Waiting)] == [False, True, False, False, False, True, False]
+    stuck = [r.stuck for r in again if isinstance(r, Waiting)]
+    assert stuck == [False, False, True, False, False, False, False, True, False]
+
+
+@pytest.mark.parametrize("lease", [Lease.FREE, Lease.UNPROVEN])
+def test_what_changes_for_ten_minutes_is_stuck_though_nobody_is_seen_to_write(lease: Lease) -> None:
+    """Appended to and closed again and again, or written to by another host: it must not wait untold."""
+    rules = replace(RULES, settle_unproven_s=60.0)
+    sizes = (replace(GOOD, lease=lease, fingerprint=replace(FILE, size=size)) for size in range(1000))
+    results = history(rules, *((float(now), sighting) for now, sighting in enumerate(sizes)))
+    assert [now for now, r in enumerate(results) if isinstance(r, Waiting) and r.stuck] == [STUCK_AFTER_S]
+
+
+def test_a_long_rest_is_nothing_stuck() -> None:
+    """Settings may ask for an hour of it."""
+    rules = replace(RULES, settle_s=3600.0)
+    results = history(rules, *((float(now), GOOD) for now in range(0, 3600, 100)))
+    assert not any(r.stuck for r in results if isinstance(r, Waiting))
 
 
 def test_a_writer_that_comes_back_restarts_the_rest() -> None:
