@@ -16,10 +16,13 @@ PACKAGES = {
     "mkfs.btrfs": "btrfs-progs",
     "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
+    "nsenter": "util-linux",
     "scp": "openssh-client",
     "sftp": "openssh-client",
     "sshd": "openssh-server",
     "ssh-keygen": "openssh-client",
+    "systemctl": "systemd",
+    "/usr/bin/python3": "python3",
 }
 """Where a command comes from, if its package is not called like it."""
 
