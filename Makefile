@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types unit session format clean
+.PHONY: help run test lint types unit schema session format clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ types: $(STAMP) ## mypy, strict
 
 unit: $(STAMP) ## the tests
 	$(BIN)/pytest
+
+schema: $(STAMP) ## write config/sfwatch.schema.json, and the README's table of keys, from the code
+	$(BIN)/python tests/schema.py
 
 session: $(STAMP) ## a whole session over TLS with a 1 GB file (root, Debian), with its figures
 	$(BIN)/python tests/session.py

@@ -165,12 +165,14 @@ class Kind:
     """What a value looks like: `form` in words, and `read` from its text, which raises `Wrong`.
 
     `unit` ends the name of its field in settings.py. `empty`: null is a value (none, or the computed default).
+    `schema` is the same for editors, in JSON schema: what can be said there is said, `read` has the last word.
     """
 
     form: str
     read: Callable[[str], Any]
     unit: str = ""
     empty: bool = False
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string", "minLength": 1})
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +220,11 @@ def _duration(least: str, most: str) -> Kind:
             raise Wrong(f"{_shown(text)} is out of bounds: write {least} to {most}")
         return seconds(text)
 
-    return Kind(f"a duration, {least} to {most}", read, unit="_s")
+    return Kind(f"a duration, {least} to {most}", read, unit="_s", schema=_like(_DURATION))
+
+
+def _like(pattern: re.Pattern[str]) -> Mapping[str, Any]:
+    return {"type": "string", "pattern": f"^{pattern.pattern}$"}
 
 
 def _any_of(words: list[str]) -> str:
@@ -233,7 +239,7 @@ def _whole(least: int, most: int) -> Kind:
             raise Wrong(f"{_shown(text)} is not {form}")
         return int(text)
 
-    return Kind(form, read)
+    return Kind(form, read, schema={"type": "integer", "minimum": least, "maximum": most})
 
 
 def _or_word(word: str, value: Any, kind: Kind) -> Kind:
@@ -245,7 +251,8 @@ def _or_word(word: str, value: Any, kind: Kind) -> Kind:
                 raise Wrong(f"{str(wrong).partition(':')[0]}: write {word}") from None
             raise
 
-    return replace(kind, form=f"{word}, or {kind.form}", read=read)
+    either = [{"enum": [0, word] if word == "0" else [word]}, kind.schema]
+    return replace(kind, form=f"{word}, or {kind.form}", read=read, schema={"anyOf": either})
 
 
 def _choice(words: Iterable[str], make: Callable[[str], Any] = str) -> Kind:
@@ -256,7 +263,7 @@ def _choice(words: Iterable[str], make: Callable[[str], Any] = str) -> Kind:
             raise Wrong(f"{_shown(text)} is none of {', '.join(known)}")
         return make(text)
 
-    return Kind(f"one of {', '.join(known)}", read)
+    return Kind(f"one of {', '.join(known)}", read, schema={"enum": known})
 
 
 def _enum(kind: type[StrEnum]) -> Kind:
@@ -335,16 +342,17 @@ def _split(text: str) -> SplitResult:
 _PATH = Kind("a path", _read_path)
 _MAYBE_PATH = replace(_PATH, empty=True)
 _MAYBE_LINE = Kind("text", _read_line, empty=True)
-_BOOL = Kind("true or false", lambda text: _FLAGS[text.lower()])
-_SIZE_KIND = Kind("a size", size)
-_RATE = Kind("a size a second, from 1KB", _read_rate)
+_BOOL = Kind("true or false", lambda text: _FLAGS[text.lower()], schema={"type": "boolean"})
+_SIZE_KIND = Kind("a size", size, schema=_like(_SIZE))
+_RATE = Kind("a size a second, from 1KB", _read_rate, schema=_like(_SIZE))
+_URL = Kind("an address", _read_url, schema={"type": "string", "pattern": "^https?://[^@?#]+$"})
 
 
 # ---- the keys ----
 
 _BASE_URL = "base_url: https://api.siliconflow.cn/v1"
 API = (
-    Entry("base_url", Kind("an address", _read_url), "where the service is"),
+    Entry("base_url", _URL, "where the service is"),
     Entry("key_file", Kind("a path", _read_key_file, empty=True), "a file that holds the key and nothing else"),
     Entry("connect_timeout", _duration("100ms", "1h"), "longest wait for a connection"),
     Entry(
@@ -403,11 +411,19 @@ TOP = (
     Entry("uploads", Section(UPLOADS, "concurrency: 4"), "how hard the service is worked"),
     Entry("scan_interval", _duration("1s", "1d"), "time between full looks at every inbox"),
     Entry("poll_interval", _duration("100ms", "1d"), "the same where events can't be trusted"),
-    Entry("state_dir", _MAYBE_PATH, "where the journal lies"),
+    Entry(
+        "state_dir",
+        _MAYBE_PATH,
+        "where the journal lies; default: $STATE_DIRECTORY, else /var/lib/sfwatch, else the user's own",
+    ),
     Entry("stop_grace", _duration("0s", "1d"), "how long uploads may go on after SIGTERM"),
-    Entry("status_file", _MAYBE_PATH, "reserved: the state in short"),
+    Entry(
+        "status_file",
+        _MAYBE_PATH,
+        "the state in short; default: status.json in $RUNTIME_DIRECTORY, else in state_dir",
+    ),
     Entry("history_days", _whole(1, 36500), "days for which finished files are remembered"),
-    Entry("metrics_file", _MAYBE_PATH, "reserved: a Prometheus text file"),
+    Entry("metrics_file", _MAYBE_PATH, "Prometheus text file for node_exporter"),
     Entry("log", Section(LOG, "level: info"), "the log"),
 )
 
