@@ -220,10 +220,10 @@ def _under_way(view: View, now: float, ahead_s: float) -> Iterator[status.UnderW
 
 
 def _step(job: Job) -> str:
-    if job.progress.moved_at is not None:
+    if job.progress.started_at is not None:
         return "uploading"
     known = job.known
-    if job.progress.started_at is not None or job.task is Task.CONDEMN:
+    if job.progress.sent or job.task is Task.CONDEMN:
         return "filing"
     if known is None:
         return "checking"

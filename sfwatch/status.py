@@ -40,10 +40,11 @@ REASONS: Mapping[str, str] = {
     "retry": "its last try failed for a reason that may pass",
     "looking_up": "the answer to its upload was lost: it is looked for in the service's listing",
     "unknown_outcome": "nobody can tell whether the service has it: it is looked up now and then",
+    "filing": "its answer is there: only its sidecar or report and its move are left",
     "refused": "the service refused it: whether that is the file's fault is not certain yet",
     "not_running": "sfwatch is not running",
 }
-"""Why a file waits. `held`, `queued`, `looking_up`, `refused` and `not_running` are said in the status only."""
+"""Why a file waits. Those that no event says: `queued held looking_up filing refused not_running`."""
 
 TROUBLE = frozenset({"unreadable", "cannot_move", "no_room", "held", "retry", "unknown_outcome", "refused"})
 """Reasons that make the status unhealthy; the others pass, or are the business of whoever drops files."""
@@ -324,3 +325,22 @@ def _is_hidden(pid: int) -> bool:
     except (OSError, OverflowError):
         return False
     return False
+
+
+def holder(state_dir: Path) -> int | None:
+    """Return the process that works with this state folder by its lock, whether it publishes anything or not.
+
+    From proc_locks(5): to try the lock would keep a daemon from starting at that moment. None also if this
+    user may not look into the folder.
+    """
+    try:
+        st = (state_dir / "lock").stat()
+        locks = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return None
+    place = f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}:{st.st_ino}"
+    for line in locks.splitlines():
+        fields = line.split()
+        if fields[1] == "FLOCK" and fields[5] == place:
+            return int(fields[4])
+    return None

@@ -104,7 +104,7 @@ class TestWhatItSays:
         progress.sent, progress.moved_at = 50, loop.now
         (file,) = published(loop).under_way
         assert (file.step, file.sent, file.bytes_per_s) == ("uploading", 50, 5)
-        progress.moved_at = None
+        progress.end()
         assert published(loop).under_way[0].step == "filing"
         loop.pool.release()
 
