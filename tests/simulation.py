@@ -17,6 +17,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter, deque
@@ -25,13 +26,13 @@ from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from loop import Mute, Pool
 
 import sfwatch
 from sfwatch import app, arrive
-from sfwatch.daemon import Daemon, Mailbox
+from sfwatch.daemon import Daemon, Fresh, Mailbox, Signalled
 from sfwatch.journal import Delivery, SqliteJournal
 from sfwatch.logs import event_log
 from sfwatch.service import Plan
@@ -399,6 +400,7 @@ class World:
         self.fuse: Fuse | None = None
         self.crashes = 0
         self.drops = 0
+        self.configured = self.names
         self.daemon: Daemon | None = None
         Disk.full = False
         for name in self.names:
@@ -429,7 +431,7 @@ class World:
     # The process.
 
     def config(self) -> Config:
-        folders = {name: self.root / name for name in self.names}
+        folders = {name: self.root / name for name in self.configured}
         return Config(
             inboxes=tuple(
                 Inbox(path / "inbox", name, path / "done", path / "failed", api=Api())
@@ -459,6 +461,7 @@ class World:
             wall=self.wall,
             luck=lambda: self.luck,
             abort=lambda: None,
+            reread=self.reread,
         )
         self.remote.resolved = False
         self.daemon.start()
@@ -469,6 +472,18 @@ class World:
         outside: dict[str, Any] = {"client": self.remote, "clock": lambda: self.now, "wall": self.wall}
         plans = app._plans(config, journal, event_log(self._said), self.environ, lambda: False)
         return [replace(plan, tools=replace(plan.tools, **outside)) for plan in plans]
+
+    def reread(self) -> Fresh:
+        assert self.daemon is not None
+        config = self.config()
+        return Fresh(config, tuple(self.plans(config, cast("SqliteJournal", self.daemon.journal))), self.pool)
+
+    def reload(self, configured: tuple[str, ...], uploads: Uploads) -> None:
+        """Change the configuration, and tell the daemon of it."""
+        self.configured, self.uploads = configured, uploads
+        assert self.daemon is not None
+        self.daemon.mailbox.put(Signalled(signal.SIGHUP))
+        self.settle_down()
 
     def die(self) -> None:
         """End the process without a word: what it held in memory is gone, the kernel closes its files."""
@@ -757,6 +772,8 @@ class World:
         self.fuse = None
         self.workers_rest = False
         Disk.full = False
+        if self.configured != self.names:
+            self.reload(self.names, self.uploads)
 
     def finish(self, *, hours: int = 4) -> None:
         """Heal all, wait until nothing is left to do, and check what must be true then."""

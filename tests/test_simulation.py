@@ -241,6 +241,13 @@ class Walk(RuleBasedStateMachine):
     def folders_are_back(self) -> None:
         self.world.bring_back()
 
+    @rule(
+        configured=st.sampled_from([("a",), ("b",), ("a", "b")]),
+        concurrency=st.integers(min_value=1, max_value=4),
+    )
+    def reload(self, configured: tuple[str, ...], concurrency: int) -> None:
+        self.world.reload(configured, replace(self.world.uploads, concurrency=concurrency))
+
     @rule(full=st.booleans())
     def state_folder(self, *, full: bool) -> None:
         Disk.full = full
