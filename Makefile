@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types unit schema session format clean
+.PHONY: help run test lint types unit schema picture session format clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,12 +35,23 @@ unit: $(STAMP) ## the tests
 schema: $(STAMP) ## write config/sfwatch.schema.json, and the README's table of keys, from the code
 	$(BIN)/python tests/schema.py
 
+picture: $(STAMP) ## draw docs/demo.svg, the README's picture, from a run of the demo
+	$(BIN)/python tests/picture.py
+
 session: $(STAMP) ## a whole session over TLS with a 1 GB file (root, Debian), with its figures
 	$(BIN)/python tests/session.py
 
 .PHONY: crash-test
 crash-test: $(STAMP) ## kill and fail every call of a delivery, cut the power (root, a C compiler, half an hour)
 	SFWATCH_SWEEP=full $(BIN)/pytest tests/crash
+
+.PHONY: bench soak
+bench: $(STAMP) ## the benchmarks against curl and others, over TLS (root, Debian: installs what is missing)
+	cd tests && for it in upload parallel small check idle latency backlog; do \
+	  ../$(BIN)/python -m benchmarks.$$it || exit 1; done
+
+soak: $(STAMP) ## 50,000 files through one process: memory, descriptors and threads stay flat
+	cd tests && ../$(BIN)/python -m benchmarks.soak
 
 format: $(STAMP) ## put the code into its form
 	$(BIN)/ruff check --fix

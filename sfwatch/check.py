@@ -11,6 +11,7 @@ taken all the same, since what was sent must be provable.
 Lines end at `\n` only (U+2028 and the like are data); `lines` counts those that are not blank.
 """
 
+import codecs
 import hashlib
 import io
 import os
@@ -61,6 +62,7 @@ LONGEST_LINE = 16 * 1024 * 1024
 """Bytes of the longest line that is parsed."""
 
 _BLOCK = 1024 * 1024
+_CACHED = 32 * 1024
 _LONGEST_KEPT_ID = 32
 _LONGEST_MODEL = 120
 _SHOWN_MODELS = 3
@@ -157,7 +159,7 @@ def check_blocks(
     """
     read, audit = _Read(), _Audit(wanted)
     hold = {Check.BATCH: audit.requests, Check.JSONL: audit.values, Check.NONE: audit.count}[level]
-    hold(_lines(_hashed(iter(blocks), read), longest_line))
+    hold(_lines(audit.utf8.passing(_hashed(iter(blocks), read)), longest_line))
     if not read.ends_line:
         audit.warn("no_final_newline")
     return _checked(read, audit, level, max_bytes=max_bytes, max_lines=max_lines)
@@ -219,6 +221,35 @@ def _hashed(blocks: Iterator[bytes], read: _Read) -> Iterator[bytes]:
 def _hash(digest: "hashlib._Hash", block: bytes, begun: Event) -> None:
     begun.set()
     digest.update(block)
+
+
+class _Utf8:
+    """Whether all bytes so far are UTF-8; if not, each line has to be looked at by itself.
+
+    Pieces that stay in the processor's cache are decoded twice as fast as lines of 200 KB, or of 500 bytes.
+    """
+
+    def __init__(self) -> None:
+        self.sound = True
+        self._cut = b""
+
+    def passing(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """Look at the blocks as they pass; a character that the file's end cuts off is unsound."""
+        for block in blocks:
+            if self.sound and (self._cut or not block.isascii()):
+                self._look(self._cut + block)
+            yield block
+        self.sound = self.sound and not self._cut
+
+    def _look(self, block: bytes) -> None:
+        view, at, taken = memoryview(block), 0, 1
+        try:
+            while taken:
+                _, taken = codecs.utf_8_decode(view[at : at + _CACHED], "strict", False)
+                at += taken
+        except UnicodeDecodeError:
+            self.sound = False
+        self._cut = block[at:]
 
 
 def _lines(blocks: Iterator[bytes], longest: int) -> Iterator[bytes | Skimmed]:
@@ -292,13 +323,14 @@ class _Audit:
         self.kinds: Counter[str] = Counter()
         self.models: dict[str, int] = {}
         self.warned: dict[str, _Warned] = {}
+        self.utf8 = _Utf8()
         self._ids: dict[str | bytes, int] = {}
 
     def requests(self, lines: Iterator[bytes | Skimmed]) -> None:
         """Hold each line against the rules for requests. A good one passes through this loop alone."""
-        ids, models = self._ids, self.models
+        ids, models, utf8 = self._ids, self.models, self.utf8
         for self.number, line in enumerate(lines, 1):
-            if isinstance(line, Skimmed) or (request := recognise(line)) is None:
+            if isinstance(line, Skimmed) or (request := recognise(line, utf8=utf8.sound)) is None:
                 self._explain_request(line)
                 continue
             if line[-2] == _CR and line[-1] == _LF:  # half the price of endswith
@@ -318,7 +350,7 @@ class _Audit:
     def values(self, lines: Iterator[bytes | Skimmed]) -> None:
         """Hold each line against the rules for JSON."""
         for self.number, line in enumerate(lines, 1):
-            if isinstance(line, Skimmed) or not is_json(line):
+            if isinstance(line, Skimmed) or not is_json(line, utf8=self.utf8.sound):
                 self._explain(line, explain_json)
             elif line.endswith(_CRLF):
                 self.warn("crlf")

@@ -80,25 +80,28 @@ class Request(msgspec.Struct, gc=False):
     body: Body
 
 
-_decode_request = msgspec.json.Decoder(Request).decode
+decode_request = msgspec.json.Decoder(Request).decode
 _decode_any = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def recognise(line: bytes) -> Request | None:
-    """Return the request if the line is beyond doubt a good one, else None: then `explain` knows more."""
+def recognise(line: bytes, *, utf8: bool = False) -> Request | None:
+    """Return the request if the line is beyond doubt a good one, else None: then `explain` knows more.
+
+    `utf8`: its bytes are known to be UTF-8.
+    """
     try:
-        if not line.isascii():
+        if not (utf8 or line.isascii()):
             str(line, "utf-8")
-        request = _decode_request(line)
+        request = decode_request(line)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return None
     return request if request.body.messages[-1].role == "user" else None
 
 
-def is_json(line: bytes) -> bool:
+def is_json(line: bytes, *, utf8: bool = False) -> bool:
     """Whether the line is beyond doubt one JSON value in UTF-8; if not, `explain_json` knows more."""
     try:
-        if not line.isascii():
+        if not (utf8 or line.isascii()):
             str(line, "utf-8")
         _decode_any(line)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):

@@ -60,6 +60,20 @@ def reasons(result: Checked) -> list[tuple[int | None, str]]:
     return [(finding.line, finding.reason) for finding in result.findings]
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("level", [Check.BATCH, Check.JSONL])
+def test_characters_that_blocks_cut_apart_are_whole_and_those_that_the_end_cuts_off_are_not(
+    level: Check, step: int
+) -> None:
+    """UTF-8 is looked at block by block; what is unsound is found in its own line, wherever blocks are cut."""
+    plain = json.dumps(json.loads(request(note="敏捷é🦊")), ensure_ascii=False).encode()
+    torn = plain.replace("🦊".encode(), "🦊".encode()[:3])
+    other = plain.replace(b'"a"', b'"b"')
+    assert reasons(checked(text(plain, other), level, step=step)) == []
+    assert reasons(checked(text(plain, torn, other), level, step=step)) == [(2, "not_utf8")]
+    assert reasons(checked(text(plain) + "狐".encode()[:2], level, step=step)) == [(2, "not_utf8")]
+
+
 def warned(result: Checked) -> list[tuple[int | None, str]]:
     return [(warning.line, warning.reason) for warning in result.warnings]
 
