@@ -35,7 +35,7 @@ _FACTS: Mapping[str, str] = {
     "journal.orphaned": "waiting",
     "claim.foreign": "instance waiting",
     "folder.created": "path",
-    "inbox.watched": "path mode interval_s",
+    "inbox.watched": "mode interval_s",
     "inbox.lost": "reason",
     "inbox.found": "path",
     "inbox.released": "path",
@@ -231,6 +231,10 @@ def _remote_name(name: str, event: Event) -> str:
     return f"as {name}" if name != str(event.get("file")).rsplit("/", 1)[-1] else ""
 
 
+def _interval(seconds: float, event: Event) -> str:
+    return f"a look every {span(seconds)}" if event.get("mode") != "inotify" else ""
+
+
 def _path(path: str, event: Event) -> str:
     """Return a file's path from done or failed on, any other in full."""
     if "file" not in event:
@@ -254,7 +258,7 @@ _WORDS: Mapping[str, _Words] = {
     "http_status": _said("HTTP {}"),
     "inboxes": _listed("inboxes: {}"),
     "instance": _said("claimed by {}"),
-    "interval_s": _after("a full look every {}"),
+    "interval_s": _interval,
     "line": _said("line {}"),
     "lines": _counted("line"),
     "mode": _said("{}"),

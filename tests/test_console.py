@@ -73,7 +73,7 @@ LINES: dict[str, tuple[dict[str, Any], str]] = {
             "trusted": True,
             "detail": "ext4 is local",
         },
-        "inbox.watched      evals                     /in · inotify · a full look every 30 s  ext4 is local",
+        "inbox.watched      evals                     inotify  ext4 is local",
     ),
     "inbox.lost": (
         {"inbox": "evals", "path": "/srv/in", "reason": "missing", "detail": "/srv/in is not there"},
@@ -311,6 +311,12 @@ def test_a_path_in_done_keeps_the_subfolders_of_the_file() -> None:
 def test_an_upload_under_its_own_name_does_not_repeat_it() -> None:
     """The remote name is told when it differs."""
     assert "as " not in rendered("upload.started", inbox="in", file="x/a.jsonl", remote_name="a.jsonl")
+
+
+def test_how_often_an_inbox_is_looked_at_matters_where_the_kernel_tells_nothing() -> None:
+    """With inotify the looks are a safety net."""
+    line = rendered("inbox.watched", inbox="a", mode="polling", interval_s=5.0, detail="nfs4 is not local")
+    assert line.endswith("polling · a look every 5 s  nfs4 is not local")
 
 
 def test_a_first_try_and_a_small_file_have_no_noise() -> None:

@@ -108,6 +108,25 @@ def test_log_lines_are_real() -> None:
         assert list(event) == [key for key in listed if key in event]
 
 
+def test_links_lead_somewhere() -> None:
+    """To a file that is there, or to a heading of this page."""
+    headings = [line.lstrip("# ") for line in README.splitlines() if re.match("##+ ", line)]
+    anchors = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    broken = [link for link in links if link.startswith("#") and link[1:] not in anchors]
+    broken += [link for link in links if not re.match("#|https?:", link) and not (ROOT / link).exists()]
+    assert links
+    assert broken == []
+
+
+def test_targets() -> None:
+    """`make help` lists every target of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
+    told = re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE)
+    assert targets == told
+
+
 def test_every_module_has_tests() -> None:
     """Each module has a test file of its own name; a few are tested by those of the loop and the delivery."""
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
