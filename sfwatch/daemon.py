@@ -330,7 +330,8 @@ class Daemon:
             if entry is None:
                 return
             if entry.stage is Stage.SETTLING:
-                self.inboxes.consider(entry, now)
+                # Not `now`: the look before it may have taken long, and rest counts from when it was seen.
+                self.inboxes.consider(entry, self.clock())
             else:
                 self._queue(entry)
 

@@ -200,6 +200,27 @@ def test_a_file_that_is_replaced_by_a_shorter_one_all_the_time_is_taken_when_tha
     assert loop.done("a") == ["x.jsonl"]
 
 
+def test_a_look_that_takes_long_shortens_no_rest(make: Make) -> None:
+    """A folder of a million names takes seconds to list: what is written meanwhile rests from then on."""
+    loop = make()
+    path = loop.drop("a", "x.jsonl")
+    del loop.dropped[digest(path)]
+    (loop.inbox_of("a") / "note.txt").touch()
+    times = []
+
+    def in_the_midst_of_the_look() -> None:
+        loop.now += 1.5
+        path.write_text(line(7))
+        loop.dropped[digest(path)] = ("a", "x.jsonl")
+        times.append(loop.now)
+
+    loop.on_say("inbox.others", in_the_midst_of_the_look)
+    loop.on_say("file.settled", lambda: times.append(loop.now))
+    loop.look().run(20)
+    written_at, settled_at = times
+    assert settled_at - written_at >= 2.0
+
+
 def test_a_file_that_is_appended_to_for_ever_is_said_to_be_stuck(make: Make) -> None:
     """Opened, written and closed every second: nobody is ever seen with it, yet it must not wait untold."""
     loop = make()
