@@ -53,6 +53,10 @@ bench: $(STAMP) ## the benchmarks against curl and others, over TLS (root, Debia
 soak: $(STAMP) ## 50,000 files through one process: memory, descriptors and threads stay flat
 	cd tests && ../$(BIN)/python -m benchmarks.soak
 
+.PHONY: burst-test
+burst-test: $(STAMP) ## 20,000 files into a stopped process and 60,000 into a running one (ten minutes)
+	SFWATCH_BURST=full $(BIN)/pytest tests/watching -k burst
+
 format: $(STAMP) ## put the code into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format

@@ -465,6 +465,11 @@ def identity(path: Path) -> Identity:
         close(fd)
 
 
+def is_mounted(number: int) -> bool:
+    """Whether there is a mount of this number (it may be another one by now)."""
+    return _mountinfo(number) is not None
+
+
 def _mount_id(fd: int) -> int:
     """From proc(5), /proc/pid/fdinfo."""
     lines = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines()
@@ -472,11 +477,15 @@ def _mount_id(fd: int) -> int:
 
 
 def _fs_type(number: int) -> str:
-    """From proc(5), /proc/pid/mountinfo: the type stands behind a lone hyphen.
+    """The type stands behind a lone hyphen."""
+    line = _mountinfo(number)
+    return "unknown" if line is None else os.fsdecode(line.partition(b" - ")[2].split(b" ", 1)[0])
+
+
+def _mountinfo(number: int) -> bytes | None:
+    """From proc(5), /proc/pid/mountinfo, the line of this mount.
 
     Paths in it may be any bytes but blanks and newlines (a carriage return comes as it is).
     """
-    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
-        if line.split(b" ", 1)[0] == b"%d" % number:
-            return os.fsdecode(line.partition(b" - ")[2].split(b" ", 1)[0])
-    return "unknown"
+    lines = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
+    return next((line for line in lines if line.split(b" ", 1)[0] == b"%d" % number), None)

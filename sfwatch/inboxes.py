@@ -158,7 +158,7 @@ class Inboxes:
         try:
             seen = watch.look(w, self.doorbell)
             if seen.changed:
-                self._found(w, now)
+                self._found(w, now, bare=seen.bare)
             elif w.foreign_told:  # their daemon may have ended meanwhile
                 self._adopt(w, now)
         except OSError as error:
@@ -181,7 +181,7 @@ class Inboxes:
         w.looked = True
         w.next_look = now + watch.interval_s(w, self.config, rings=seen.refusal is None)
 
-    def _found(self, w: Watched, now: float) -> None:
+    def _found(self, w: Watched, now: float, *, bare: bool) -> None:
         """The inbox is there, for the first time or again: adopt what lies claimed in it."""
         with storage(self.config.state_dir):
             self.journal.saw_folder(str(w.inbox.path))
@@ -189,20 +189,29 @@ class Inboxes:
             self._forget_files(w)  # those of the folder that was there before have not vanished
         self._drop_lock(w)  # it is on that folder, too
         self._adopt(w, now)
-        if w.lost is not None:
-            self.log("inbox.found", inbox=w.inbox.name, path=w.inbox.path)
-            w.lost = None
-        elif w.looked:  # replaced between two looks, without ever having been missing
-            detail = f"{w.inbox.path} is another folder now; it is watched from here on"
-            self.log("inbox.lost", inbox=w.inbox.name, path=w.inbox.path, reason="replaced", detail=detail)
-            self.log("inbox.found", inbox=w.inbox.name, path=w.inbox.path)
+        self._tell_found(w, bare=bare)
+        w.lost, w.bare = None, bare
+
+    def _tell_found(self, w: Watched, *, bare: bool) -> None:
+        """One event when an inbox is lost and one when it is back; one that never was missing gets both."""
+        path = w.inbox.path
+        if bare:
+            detail = f"the filesystem of {path} was unmounted; what comes into the folder below it is taken"
+            self.log("inbox.lost", inbox=w.inbox.name, path=path, reason="unmounted", detail=detail)
+            return
+        back = w.lost is not None or w.bare
+        if w.looked and not back:
+            detail = f"{path} is another folder now; it is watched from here on"
+            self.log("inbox.lost", inbox=w.inbox.name, path=path, reason="replaced", detail=detail)
+        if w.looked or back:
+            self.log("inbox.found", inbox=w.inbox.name, path=path)
 
     def _lost(self, w: Watched, why: tuple[str, str], now: float) -> None:
         watch.lose(w, self.doorbell)
         w.next_look = now + self.config.poll_interval_s
         w.looked = False
         before, w.lost = w.lost, why
-        if before is None:  # said once, whatever becomes of it while it is lost
+        if before is None and not w.bare:  # said once, whatever becomes of it while it is lost
             reason, detail = why
             self.log("inbox.lost", inbox=w.inbox.name, path=w.inbox.path, reason=reason, detail=detail)
             self._forget_files(w)

@@ -5,7 +5,9 @@ looks like an idle one to the doorbell. An inbox that is lost is looked for as o
 """
 
 import math
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sfwatch import arrive, files
 from sfwatch.settings import Config, Inbox, Proof
@@ -30,11 +32,13 @@ class Watched:
     look_s: float = 0.0  # how long the last look took
     mode: arrive.WatchMode | None = None
     identity: files.Identity | None = None
+    former: files.Identity | None = None  # the folder before that one
     lost: tuple[str, str] | None = None
     unmade: str | None = None  # why it could not be made at the start
     told: str | None = None  # how it is watched, as it was said last
     others: int = 0
     looked: bool = False
+    bare: bool = False  # its filesystem is not mounted, which was said
     overflowed: bool = False  # events were lost since the last look
     leaving: bool = False  # not in the settings any more: let go once nothing of it is under way
     lock: int | None = None
@@ -47,10 +51,14 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one look found. `changed`: the inbox is another folder than at the last look, or is back."""
+    """What one look found. `changed`: the inbox is another folder than at the last look, or is back.
+
+    `bare`: it is the folder that was below the inbox's filesystem, which is not mounted any more.
+    """
 
     look: arrive.Look
     changed: bool
+    bare: bool
     refusal: str | None  # why the doorbell cannot be armed
 
 
@@ -87,8 +95,20 @@ def look(watched: Watched, doorbell: arrive.Doorbell) -> Seen:
         watched.rules = rules_of(inbox, trusted=watched.mode.trusted)
     refusal = doorbell.watch(inbox.name, inbox.path, recursive=inbox.recursive)
     seen = arrive.look(inbox)
-    watched.identity = identity
-    return Seen(seen, changed=changed, refusal=refusal)
+    bare = changed and _is_bare(watched, identity)
+    if changed:
+        watched.former, watched.identity = watched.identity, identity
+    return Seen(seen, changed=changed, bare=bare, refusal=refusal)
+
+
+def _is_bare(watched: Watched, now: files.Identity) -> bool:
+    before = watched.identity
+    if before is None or now == watched.former or (now.dev, now.ino) == (before.dev, before.ino):
+        return False
+    if files.is_mounted(before.mount):
+        return False
+    around = Path(os.path.realpath(watched.inbox.path)).parent
+    return files.identity(around).mount == now.mount
 
 
 def is_still_there(watched: Watched) -> bool:
