@@ -12,6 +12,7 @@ No problem quotes a value that could be the API key: only short ones are quoted,
 """
 
 import difflib
+import importlib.util
 import ipaddress
 import os
 import re
@@ -40,6 +41,7 @@ _ELSEWHERE = (
     "api.key_file, or hand it over as the systemd credential siliconflow-api-key or in $SILICONFLOW_API_KEY"
 )
 _SECRET_WORDS = ("key", "token", "secret", "authorization", "bearer", "password")
+_NO_METRICS = "needs prometheus_client: pip install 'sfwatch[metrics]', or leave the key out"
 _OUR_FOLDER = ".sfwatch"
 _OUR_SUFFIXES = (".fileid.json", ".error.json")
 
@@ -613,11 +615,13 @@ def parse(
     is_root: bool = False,
     writable: Callable[[Path], bool] = lambda _: True,
     realpath: Callable[[Path], Path] = lambda path: path,
+    has_metrics: Callable[[], bool] = lambda: True,
 ) -> Config:
     """Given the text of a configuration, return what it means. Raises `ConfigError` with all that is wrong.
 
     `base` is the absolute folder that relative paths count from. `writable` says whether the state folder of
-    the system could be written to (asked only when nothing else names one), `realpath` where a path leads to.
+    the system could be written to (asked only when nothing else names one), `realpath` where a path leads to,
+    `has_metrics` whether what metrics need is installed.
     """
     notes = _Notes(base)
     tree = _tree(text, notes)
@@ -631,6 +635,8 @@ def parse(
     config = Config(**values, source=source)
     _look_at_retries(config, notes)
     _look_at_folders(config, inboxes, realpath, notes)
+    if config.metrics_file is not None and not has_metrics():
+        notes.add("metrics_file", _NO_METRICS)
     if notes.problems:
         raise ConfigError(sorted(notes.problems, key=lambda problem: problem.line or 0), source)
     return config
@@ -789,6 +795,7 @@ def read(path: Path, *, environ: Mapping[str, str]) -> Config:
         is_root=os.geteuid() == 0,
         writable=_is_writable,
         realpath=lambda folder: Path(os.path.realpath(folder)),  # resolve() raises on loops
+        has_metrics=lambda: importlib.util.find_spec("prometheus_client") is not None,
     )
 
 

@@ -423,6 +423,7 @@ class Inboxes:
         """Say why a file waits, once for each change of the reason."""
         if entry.reason != reason:
             entry.reason = reason
+            entry.detail = detail
             self.log(
                 "file.waiting",
                 inbox=entry.inbox,

@@ -251,7 +251,7 @@ def _waiting(view: View, w: Watched, now: float, ahead_s: float) -> Iterator[sta
         if count < status.NAMED:
             oldest.setdefault(reason, []).append(entry)
     for reason, count in counts.items():
-        named = tuple(_waiting_file(entry, ahead_s) for entry in oldest[reason])
+        named = tuple(_waiting_file(entry, reason, ahead_s) for entry in oldest[reason])
         yield status.Waiting(_text(w.inbox.name), reason, count, named)
 
 
@@ -276,12 +276,15 @@ def _reason_of_waiting(entry: Entry) -> str:
     return entry.reason or ("looking_up" if lost else "retry")
 
 
-def _waiting_file(entry: Entry, ahead_s: float) -> status.WaitingFile:
+def _waiting_file(entry: Entry, reason: str, ahead_s: float) -> status.WaitingFile:
+    detail = entry.detail if entry.reason == reason else None
+    if reason == "retry" and entry.ended is not None:
+        detail = entry.ended.verdict.detail
     return status.WaitingFile(
         file=_text(entry.name),
         size=entry.size,
         since=_moment(entry.seen_at + ahead_s),
-        detail=None if entry.ended is None else _text(entry.ended.verdict.detail),
+        detail=_maybe(detail),
         attempts=_attempts(entry),
         retry_at=_moment(entry.due_at + ahead_s) if entry.stage is Stage.WAITING else None,
     )

@@ -34,6 +34,9 @@ REASONS: Mapping[str, str] = {
     "no_marker": "its marker is not there yet",
     "namesake": "an earlier file of its name is still under way",
     "cannot_move": "its folder does not let the daemon move it",
+    "inbox_away": "another folder or disk lies where the inbox was that it was claimed in",
+    "unsafe": "the folder for files under way is not the daemon's alone",
+    "foreign": "another instance of sfwatch has it, or had it",
     "no_room": "there is no room for it where it has to go",
     "queued": "it is whole, and waits for its turn",
     "held": "it is whole, but its target or a folder that it needs takes nothing now",
@@ -46,7 +49,20 @@ REASONS: Mapping[str, str] = {
 }
 """Why a file waits. Those that no event says: `queued held looking_up filing refused not_running`."""
 
-TROUBLE = frozenset({"unreadable", "cannot_move", "no_room", "held", "retry", "unknown_outcome", "refused"})
+TROUBLE = frozenset(
+    {
+        "unreadable",
+        "cannot_move",
+        "inbox_away",
+        "unsafe",
+        "foreign",
+        "no_room",
+        "held",
+        "retry",
+        "unknown_outcome",
+        "refused",
+    }
+)
 """Reasons that make the status unhealthy; the others pass, or are the business of whoever drops files."""
 
 

@@ -52,6 +52,7 @@ class Entry:
     seen: bool = False  # it was more than a name, once: a file that was only rung for cannot vanish
     insist: bool = False
     reason: str | None = None  # the waiting reason that was told last
+    detail: str | None = None  # … and the sentence with it
     failures: int = 0
     looks: int = 0
     lost_at: float | None = None

@@ -162,10 +162,9 @@ def _told(place: _Place, known: _Known) -> Answer | None:
 
 
 def _waits(place: _Place, known: _Known, reason: str, file: WaitingFile | None = None) -> Answer:
-    why = (_held(place, known) if reason == "held" else None) or REASONS.get(reason, reason)
+    said = file.detail if file is not None else None
+    why = (_held(place, known) if reason == "held" else said) or REASONS.get(reason, reason)
     text = f"{place} waits: {why}" if file is None else f"{place} has waited for {known.age(file.since)}: {why}"
-    if file is not None and file.detail and reason == "retry":
-        text += f" ({file.detail})"
     if file is not None and file.attempts:
         text += f"; tries so far: {file.attempts}"
     if file is not None and file.retry_at is not None and file.retry_at > known.now:

@@ -967,3 +967,21 @@ def test_a_dangling_local_link_is_told_by_reading(tmp_path: Path) -> None:
     assert config.find(None, {}, here=here) == here
     with pytest.raises(ConfigError, match="does not exist"):
         config.read(here, environ={})
+
+
+class TestMetrics:
+    TEXT = SMALLEST + "metrics_file: /var/lib/node_exporter/sfwatch.prom\n"
+
+    def test_what_they_need_is_there(self) -> None:
+        """Then the key is as any other."""
+        config = parse(self.TEXT, base=BASE, environ={}, has_metrics=lambda: True)
+        assert config.metrics_file == Path("/var/lib/node_exporter/sfwatch.prom")
+
+    def test_what_they_need_is_missing(self) -> None:
+        """It is said what to install; without the key nothing is."""
+        with pytest.raises(ConfigError) as caught:
+            parse(self.TEXT, base=BASE, environ={}, has_metrics=lambda: False)
+        (problem,) = map(str, caught.value.problems)
+        assert problem.startswith("metrics_file (line 3): needs prometheus_client")
+        assert "sfwatch[metrics]" in problem
+        parse(SMALLEST, base=BASE, environ={}, has_metrics=lambda: False)

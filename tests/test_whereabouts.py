@@ -121,6 +121,15 @@ class TestFilesThatWait:
         loop.pool.holds = False
         loop.pool.release()
 
+    def test_what_the_daemon_said_of_it(self, loop: Loop) -> None:
+        """The sentence of the event is given again: it names owner, mode and remedy."""
+        loop.drop("a", "x.jsonl", "")
+        loop.look()
+        loop.daemon.inboxes.tell(loop.entry("a", "x.jsonl"), "unreadable", "owner 7, mode 0600; chmod g+r")
+        answer = ask(loop, "x.jsonl")
+        assert (answer.reason, answer.exit_status) == ("unreadable", 1)
+        assert answer.sentence.endswith(": owner 7, mode 0600; chmod g+r")
+
     def test_no_daemon_runs(self, loop: Loop) -> None:
         """That is why, and nothing else."""
         path = loop.drop("a", "x.jsonl", "")
