@@ -1,13 +1,18 @@
 """The README says what the code does: its tables are held against the lists in the code, both ways."""
 
 import ast
+import dataclasses
 import json
 import re
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
+from test_metrics import busy
 
-from sfwatch import cli, exits, logs, record
+from sfwatch import cli, exits, logs, metrics, record, status
 from sfwatch.verdict import Reason
 
 ROOT = Path(__file__).parent.parent
@@ -147,3 +152,43 @@ def test_every_module_has_tests() -> None:
 def test_reasons_of_verdicts_are_codes() -> None:
     """Reasons in events are short codes, never sentences."""
     assert all(re.fullmatch("[a-z_]+", reason) for reason in Reason)
+
+
+def test_fields_of_the_status() -> None:
+    """The README names every field of the status document, in their order."""
+    assert [code(row[0]) for row in table("| field of the status | meaning |")] == list(fields(status.Status))
+
+
+def fields(kind: Any, prefix: str = "") -> Iterator[str]:
+    """The paths of all that a document of this kind holds."""
+    if isinstance(kind, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not types.NoneType)
+    if get_origin(kind) is tuple:
+        yield from fields(get_args(kind)[0], f"{prefix}[]")
+    elif dataclasses.is_dataclass(kind):
+        for name, inner in get_type_hints(kind).items():
+            yield from fields(inner, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix
+
+
+def test_reasons_of_the_status() -> None:
+    """The README explains each reason for which a file waits."""
+    section = README.partition("## When my file is not taken")[2].partition("\n## ")[0]
+    told = re.findall("`([a-z_]+)`", " ".join(re.findall(r"^- ((?:`[a-z_]+`(?:, )?)+)", section, re.MULTILINE)))
+    assert set(told) == set(status.REASONS)
+
+
+def test_metrics() -> None:
+    """The README's table of metrics has each with its type and labels, and no other."""
+    told = {
+        code(name): (kind, re.findall("`([^`]+)`", labels))
+        for name, kind, labels, _ in table("| metric | type | labels | meaning |")
+    }
+    assert told == {
+        f"{family.name}_total" if family.type == "counter" else family.name: (
+            family.type,
+            [label for label in family.samples[0].labels if label != "le"],
+        )
+        for family in [*metrics._counted(*busy()), *metrics._gauged(busy()[0])]
+    }
