@@ -56,12 +56,13 @@ def main() -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # terminals that know no … are no error
     try:
         commands.main(prog_name="sfwatch", standalone_mode=False)
-    except click.UsageError as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(USAGE)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "sfwatch"
+        _complain(command, f"{error.format_message()} See {command} --help")
+        sys.exit(USAGE)
     except click.Abort:
         sys.exit(128 + signal.SIGINT)
     except OSError as error:

@@ -101,8 +101,20 @@ class TestTheCommandLine:
         """Mistakes on the command line end with 64 and one message, without a traceback."""
         ended = sfwatch(*arguments, stdin=subprocess.DEVNULL)
         assert (ended.returncode, ended.stdout) == (64, "")
-        assert "Error: " in ended.stderr
-        assert "Traceback" not in ended.stderr
+        assert ended.stderr.startswith("sfwatch")
+        assert ended.stderr.endswith(" --help\n")
+        assert len(ended.stderr.splitlines()) == 1
+
+    def test_a_slip(self) -> None:
+        """What is wrong, where, and what was probably meant."""
+        said = "sfwatch once: No such option '--wiat'. Did you mean '--wait'? See sfwatch once --help\n"
+        assert sfwatch("once", "--wiat", "3s").stderr == said
+        assert sfwatch("chek").stderr.startswith("sfwatch: No such command 'chek'. Did you mean 'check'? See ")
+
+    def test_nothing_at_all(self) -> None:
+        """All that `--help` says, and still the status of a mistake: a script has lost its arguments."""
+        ended = sfwatch()
+        assert (ended.returncode, ended.stderr) == (64, sfwatch("--help").stdout)
 
     def test_help_keeps_its_examples(self) -> None:
         """Each on a line of its own, and no markup to be seen."""
