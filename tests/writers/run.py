@@ -1,7 +1,6 @@
 """The matrix at work: all writers beside each other, each with an inbox of its own, and a daemon for each role.
 
-The daemons are processes. One of another user is loaded as root first, since nobody else may be able to read
-the folder that the tests lie in; then it gives up all but the one right that it is to have.
+The daemons are processes, of root and of a user who has CAP_LEASE, as systemd grants it, or no right at all.
 """
 
 import contextlib
@@ -44,23 +43,35 @@ ROLES = (
 
 PATIENCE_S = 60.0
 
-# First of all, as root: load. Then hand over to the user, who keeps CAP_LEASE (28) or nothing.
-BECOME = """
-import ctypes, os, sys
-import encodings.ascii, encodings.idna, encodings.utf_8_sig
-from sfwatch import app, cli, preflight
-user, group, lease = (int(word) for word in sys.argv[1:4])
-libc = ctypes.CDLL(None, use_errno=True)
-os.setgroups([])
-os.setresgid(group, group, group)
-libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
-os.setresuid(user, user, user)
-rights = (1 << 28) * lease
-header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(rights, rights)
-assert libc.capset(header, data) == 0, os.strerror(ctypes.get_errno())
-sys.argv[1:4] = []
-cli.main()
-"""
+
+def as_user(role: Role, layers: Path) -> list[str]:
+    """What goes before a command that another user is to run, with CAP_LEASE or without any right.
+
+    Where that user may not enter the folders of Python or of the tests, he sees them through an overlay, in a
+    mount namespace of his own, in which he may.
+    """
+    if role.daemon is None:
+        return []
+    script = "".join(
+        f"mkdir -p {layers}/{n}/upper {layers}/{n}/work && mount -t overlay -o"
+        f" lowerdir={top},upperdir={layers}/{n}/upper,workdir={layers}/{n}/work overlay {top} && chmod o+x"
+        f" {' '.join(map(str, below))} && "
+        for n, (top, below) in enumerate(_closed_folders().items())
+    )
+    rights = "-all,+lease" if role.may_ask else "-all"
+    become = f"setpriv --reuid={role.daemon} --regid={role.writer} --clear-groups"
+    script += f'exec {become} --inh-caps={rights} --ambient-caps={rights} "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh"]
+
+
+def _closed_folders() -> dict[Path, list[Path]]:
+    """The folders on the way to what is run that not everybody may enter, by the topmost of them."""
+    closed: dict[Path, list[Path]] = {}
+    for place in (Path(sys.prefix), Path(sys.base_prefix), Path(__file__)):
+        way = [folder for folder in reversed(place.parents) if not folder.stat().st_mode & 0o001]
+        if way:
+            closed[way[0]] = sorted({*closed.get(way[0], []), *way})
+    return closed
 
 
 @dataclass
@@ -194,10 +205,8 @@ class Matrix:
         api = {"base_url": self.service.base_url, "key_file": str(top / "key")}
         settings = {"api": api, "inboxes": inboxes, "state_dir": str(top / "state"), "log": {"level": "debug"}}
         (top / "sfwatch.yaml").write_text(json.dumps(settings))
-        command = [str(Path(sys.executable).with_name("sfwatch"))]
-        if role.daemon is not None:
-            command = [sys.executable, "-c", BECOME, str(role.daemon), str(role.writer), str(int(role.may_ask))]
-        with started([*command, "run", "-c", str(top / "sfwatch.yaml")], top) as program:
+        command = [str(Path(sys.executable).with_name("sfwatch")), "run", "-c", str(top / "sfwatch.yaml")]
+        with started([*as_user(role, top / "layers"), *command], top) as program:
             yield program
 
     def _perform(self, result: Result) -> None:

@@ -8,6 +8,8 @@ decides. Then each writer has a test of its own.
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 from loop import KEY
@@ -96,20 +98,28 @@ def test_what_a_file_waited_for_is_said(results: Results, role: str) -> None:
 
 
 def test_the_table(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
-    """Printed whatever pytest captures, when SFWATCH_TABLE is set: it stands in the README."""
+    """The README has a row for each writer; with SFWATCH_TABLE set, the rows are printed as they came out."""
     rows = [
-        " | ".join(["", scene.title, *(told(results[role.name, name]) for role in ROLES), ""]).strip()
+        f"| {scene.title} | {' | '.join(told(results[role.name, name]) for role in ROLES)} |"
         for name, scene in SCENES.items()
     ]
     if "SFWATCH_TABLE" in os.environ:
         with capsys.disabled():
             print("", *rows, sep="\n")  # noqa: T201
+    assert [row.split(" | ")[0] for row in table_of_the_readme()] == [row.split(" | ")[0] for row in rows]
+
+
+def table_of_the_readme() -> list[str]:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    return text.partition("### Writers, tried")[2].partition("|---|")[2].partition("\n\n")[0].splitlines()[1:]
 
 
 def told(result: Result) -> str:
-    """What became of a writer's lines, and what decided."""
-    count = len(result.uploads)
-    if not count:
+    """What became of a writer's lines, what decided, and how long after the writer's end that was."""
+    if not result.uploads:
         return f"failed: {', '.join(e['reason'] for e in result.said('file.failed'))}"
-    by = Counter(e["settled_by"] for e in result.said("file.settled"))
-    return f"{count} ({', '.join(by)})"
+    count = len(result.uploads)
+    settled = result.said("file.settled")
+    by = Counter(e["settled_by"] for e in settled).most_common(1)[0][0]
+    after = datetime.fromisoformat(settled[-1]["timestamp"]).timestamp() - result.stage.ended_at
+    return f"{f'{count} parts' if count > 1 else 'one'}, {by}, {max(after, 0):.1f} s"
