@@ -423,10 +423,15 @@ def _sort_out(found: Iterable[str], inbox: Inbox) -> tuple[list[str], int]:
     return names, others
 
 
-def _own_folders(inbox: Inbox) -> set[str]:
+def _own_folders(inbox: Inbox) -> frozenset[str]:
     """Our own folders in the inbox, relative to it."""
-    inside = (path for path in (inbox.done, inbox.failed) if path.is_relative_to(inbox.path))
-    return {OWN_FOLDER, *(str(path.relative_to(inbox.path)) for path in inside)}
+    return _ours_inside(inbox.path, inbox.done, inbox.failed)
+
+
+@cache
+def _ours_inside(inbox: Path, done: Path, failed: Path) -> frozenset[str]:
+    inside = (path for path in (done, failed) if path.is_relative_to(inbox))
+    return frozenset({OWN_FOLDER, *(str(path.relative_to(inbox)) for path in inside)})
 
 
 @dataclass(frozen=True, slots=True)

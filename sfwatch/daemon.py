@@ -52,7 +52,7 @@ from sfwatch.table import Entry, Key, Stage, Table
 from sfwatch.tally import Tally
 from sfwatch.verdict import Blame, Reason, Verdict, backoff_s, remote_name
 
-MAIL_AT_ONCE = 500
+MAIL_AT_ONCE = 5000
 DUE_AT_ONCE = 100
 """Bounds on the work of one turn of the loop, so that no backlog keeps it from its mailbox."""
 
@@ -378,7 +378,8 @@ class Daemon:
             if not self.inboxes.locked(w, entry, now) or not self.storage.ready(
                 self._folders(entry), entry.key, now
             ):
-                self.table.ready(entry)
+                if service.state.hold is None:  # a trial has kept its place
+                    self.table.ready(entry)
                 continue
             self._submit(entry, now)
             return True

@@ -6,6 +6,8 @@ number of files that merely wait.
 """
 
 import heapq
+import itertools
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -68,15 +70,23 @@ class Entry:
     def name(self) -> str:
         return self.key[1]
 
+    def __lt__(self, other: "Entry") -> bool:
+        """The order in which files go; they stand in their queues themselves, since very many may wait."""
+        return (self.seen_at, self.name) < (other.seen_at, other.name)
+
 
 @dataclass(slots=True)
 class Table:
-    """The files by inbox and name, a clock's worth of due times, and a queue for each inbox."""
+    """The files by inbox and name, and for each inbox a clock's worth of due times and a queue.
+
+    The inboxes take turns in what is due as well: thousands of new files in one do not keep another waiting.
+    """
 
     _entries: dict[str, dict[str, Entry]] = field(default_factory=dict)
-    _due: list[tuple[float, int, Key]] = field(default_factory=list)
-    _ready: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
-    _turns: int = 0
+    _due: dict[str, list[tuple[float, int, Entry]]] = field(default_factory=dict)
+    _ready: dict[str, list[Entry]] = field(default_factory=dict)
+    _turns: deque[str] = field(default_factory=deque)
+    _count: Iterator[int] = field(default_factory=itertools.count)
 
     def get(self, key: Key) -> Entry | None:
         """Return the entry of this file, if it has one."""
@@ -118,37 +128,41 @@ class Table:
     def _later(self, entry: Entry, stage: Stage, at: float) -> None:
         entry.stage = stage
         entry.due_at = at
-        self._turns += 1
-        heapq.heappush(self._due, (at, self._turns, entry.key))
+        if entry.inbox not in self._due:
+            self._due[entry.inbox] = []
+            self._turns.append(entry.inbox)
+        heapq.heappush(self._due[entry.inbox], (at, next(self._count), entry))
 
     def ready(self, entry: Entry) -> None:
         """Put a file into its inbox's queue."""
         entry.stage = Stage.READY
-        heapq.heappush(self._ready.setdefault(entry.inbox, []), (entry.seen_at, entry.name))
+        heapq.heappush(self._ready.setdefault(entry.inbox, []), entry)
 
     def pop_due(self, now: float) -> Entry | None:
         """Take out the next file whose time has come."""
-        while self._due and self._due[0][0] <= now:
-            at, _, key = heapq.heappop(self._due)
-            entry = self.get(key)
-            if entry is not None and entry.due_at == at and entry.stage in (Stage.SETTLING, Stage.WAITING):
-                return entry
+        for _ in range(len(self._turns)):
+            inbox = self._turns[0]
+            self._turns.rotate(-1)
+            due = self._due[inbox]
+            while due and due[0][0] <= now:
+                at, _, entry = heapq.heappop(due)
+                if entry.due_at == at and entry.stage in (Stage.SETTLING, Stage.WAITING) and self._has(entry):
+                    return entry
         return None
 
     def next_due(self) -> float | None:
         """Return when the next file is due (it may turn out to be none)."""
-        return self._due[0][0] if self._due else None
+        return min((due[0][0] for due in self._due.values() if due), default=None)
 
     def pop_ready(self, inbox: str) -> Entry | None:
         """Take the file out of this inbox's queue that was seen first."""
         queue = self._ready.get(inbox, [])
         while queue:
-            seen_at, name = heapq.heappop(queue)
-            entry = self.get((inbox, name))
-            if entry is not None and entry.stage is Stage.READY and entry.seen_at == seen_at:
+            entry = heapq.heappop(queue)
+            if entry.stage is Stage.READY and self._has(entry):
                 return entry
         return None
 
-    def has_ready(self, inbox: str) -> bool:
-        """Return whether a file of this inbox stands in its queue (it may turn out to be gone)."""
-        return bool(self._ready.get(inbox))
+    def _has(self, entry: Entry) -> bool:
+        """Whether it is not forgotten, or replaced by a file that came later under its name."""
+        return self.get(entry.key) is entry

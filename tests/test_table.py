@@ -63,7 +63,7 @@ class Files(RuleBasedStateMachine):
             assert due == []
             return None
         assert entry in due
-        assert entry.due_at == min(e.due_at for e in due)
+        assert entry.due_at == min(e.due_at for e in due if e.inbox == entry.inbox)
         entry.stage = Stage.UNDER_WAY
         return entry
 
@@ -108,9 +108,11 @@ def test_an_entry_that_was_replaced_cannot_remove_its_successor() -> None:
     assert table.get(("a", "x")) is new
 
 
-def test_has_ready_says_where_a_look_is_worthwhile() -> None:
-    """It may be wrong about a file that is gone, never about one that stands there."""
+def test_inboxes_take_turns_in_what_is_due() -> None:
+    """One file that comes into an inbox is not behind the thousands that came into another."""
     table = Table()
-    assert not table.has_ready("a")
-    table.ready(table.add(("a", "x"), 0.0))
-    assert table.has_ready("a")
+    for number in range(1000):
+        table.add(("a", f"{number:04d}"), 0.0)
+    table.add(("b", "x"), 1.0)
+    first = [table.pop_due(2.0) for _ in range(3)]
+    assert [entry.key for entry in first if entry is not None] == [("a", "0000"), ("b", "x"), ("a", "0001")]
