@@ -24,6 +24,7 @@ from sfwatch import __version__, config, logs
 from sfwatch.console import painter, wants_colour
 from sfwatch.exits import BAD_CONFIG, CANNOT_CREATE, FINDINGS, INTERNAL, NO_PERMISSION, OK, TRY_AGAIN, USAGE
 from sfwatch.settings import Config
+from sfwatch.values import seconds
 
 if TYPE_CHECKING:  # most commands start without the modules behind it
     from click.shell_completion import CompletionItem
@@ -109,7 +110,7 @@ def run(path: Path | None) -> None:
 def once(path: Path | None, wait: str) -> None:
     """Work off what is there now, and end: 0 all done, 1 some failed, 75 some had to wait."""
     try:
-        drain_s = config.seconds(wait)
+        drain_s = seconds(wait)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--wait") from None
     settings = _settings(path)

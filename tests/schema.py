@@ -1,6 +1,6 @@
 """Writes what else is said of the configuration: the JSON schema for editors, the README's table of keys.
 
-Both are made from the tables in config.py, which are the language, and from config/sfwatch.yaml, which holds
+Both are made from the tables in language.py, which are the language, and from config/sfwatch.yaml, which holds
 the defaults; the tests fail while what lies in the repository differs. Run it with `make schema`.
 """
 
@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from sfwatch.config import API, TOP, Entry, Kind, Listed, Section
+from sfwatch.language import API, TOP, Entry, Listed, Section
+from sfwatch.values import Kind
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "config" / "sfwatch.schema.json"

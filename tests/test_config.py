@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 import yaml
+from configuration import BASE, SMALLEST, inbox, parse, problems
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sfwatch import config, settings
-from sfwatch.config import API, INBOX, LOG, TOP, UPLOADS, ConfigError, Entry, Problem, Section
+from sfwatch.config import ConfigError, Problem
+from sfwatch.language import API, INBOX, LOG, TOP, UPLOADS, Entry, Section
 from sfwatch.settings import Api, Config, Inbox, Log, Uploads
 
-BASE = Path("/etc/sfwatch")
 SECRET = "sk-abcdefghijklmnopqrstuvwxyz"
 REFERENCE = Path(__file__).parents[1] / "config" / "sfwatch.yaml"
-SMALLEST = "inboxes:\n  - path: /srv/sfwatch/inbox\n"
 DEFAULT_INBOX = Inbox(
     path=Path("/srv/sfwatch/inbox"),
     name="inbox",
@@ -30,27 +30,11 @@ DEFAULT_INBOX = Inbox(
 )
 
 
-def parse(text: str, **handed: Any) -> Config:
-    given: dict[str, Any] = {"base": BASE, "environ": {}}
-    return config.parse(text, **given | handed)
-
-
 def attempt(text: str) -> Config | ConfigError:
     try:
         return parse(text)
     except ConfigError as error:
         return error
-
-
-def problems(text: str, **handed: Any) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        parse(text, **handed)
-    return [str(problem) for problem in caught.value.problems]
-
-
-def inbox(line: str) -> str:
-    """A configuration whose one inbox has `line` in line 3."""
-    return f"{SMALLEST}    {line}\n"
 
 
 # ---- the whole ----
@@ -514,34 +498,6 @@ def test_values_out_of_bounds(line: str, path: str) -> None:
     assert problem.startswith(f"{path} (line 3): ")
 
 
-UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-@given(st.integers(0, 10**6 - 1), st.sampled_from(sorted(UNITS)))
-def test_durations_are_numbers_times_units(number: int, unit: str) -> None:
-    """A number and a unit give that many seconds, with or without a decimal part."""
-    assert config.seconds(f"{number}{unit}") == pytest.approx(number * UNITS[unit])
-    assert config.seconds(f"{number}.0{unit}") == config.seconds(f"{number}{unit}")
-    assert config.seconds(f"0.{number:06}{unit}") == pytest.approx(number / 10**6 * UNITS[unit])
-
-
-@given(st.integers(0, 10**15 - 1), st.sampled_from("KMGT"))
-def test_sizes_are_exact(number: int, prefix: str) -> None:
-    """KB to TB are powers of ten, KiB to TiB powers of two, without rounding."""
-    power = "KMGT".index(prefix) + 1
-    assert config.size(f"{number}{prefix}B") == number * 1000**power
-    assert config.size(f"{number}{prefix}iB") == number * 1024**power
-    assert config.size(f"{number}B") == number
-
-
-@given(st.text(max_size=30))
-def test_any_text_is_a_duration_and_a_size_or_wrong(text: str) -> None:
-    """Text that is neither raises `Wrong` and nothing else."""
-    for read in (config.seconds, config.size):
-        with contextlib.suppress(config.Wrong):
-            assert read(text) >= 0
-
-
 # ---- the service's address ----
 
 
@@ -702,101 +658,6 @@ def test_the_key_is_in_no_problem(text: str) -> None:
 def test_the_key_is_in_no_problem_whatever_stands_around_it(before: str, after: str) -> None:
     """The same with arbitrary text before and behind."""
     assert SECRET[3:] not in str(attempt(f"{before}{SECRET}{after}"))
-
-
-# ---- folders ----
-
-
-def two(first: str, second: str, more: str = "") -> str:
-    rest = "done: /d, failed: /f"
-    return f"inboxes:\n  - {{name: a, {rest}, {first}}}\n  - {{name: b, {rest}, {second}}}\n{more}"
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        (
-            two("path: /srv/x", "path: /srv/x"),
-            ["inboxes[1].path (line 3): is the same folder as inboxes[0].path (line 2)"],
-        ),
-        (two("path: /srv/x", "path: /srv/y/../x/"), ["inboxes[1].path (line 3): is the same folder"]),
-        (
-            two("path: /srv/x", "path: /srv/x/y/z"),
-            ["inboxes[1].path (line 3): lies inside inboxes[0].path (line 2)"],
-        ),
-        (
-            two("path: /srv/x/y", "path: /srv/x"),
-            ["inboxes[0].path (line 2): lies inside inboxes[1].path (line 3)"],
-        ),
-        (
-            inbox("done: /srv/sfwatch/inbox"),
-            ["inboxes[0].done (line 3): lies where inboxes[0].path (line 2) looks"],
-        ),
-        (
-            inbox("failed: /srv/sfwatch/inbox"),
-            ["inboxes[0].failed (line 3): lies where inboxes[0].path (line 2) looks"],
-        ),
-        (
-            two("path: /a", "path: /b", "state_dir: /a"),
-            ["state_dir (line 4): lies where inboxes[0].path (line 2) looks"],
-        ),
-        (
-            two("path: /a", "path: /d"),
-            ["inboxes[0].done (line 2): lies where inboxes[1].path", "inboxes[1].done"],
-        ),
-        (
-            "inboxes: [{path: /a}, {path: /c, recursive: true, done: /c/d, failed: /x}]",
-            ["inboxes[1].done (line 1): lies where inboxes[1].path (line 1) looks"],
-        ),
-        (inbox("failed: /srv/sfwatch/done"), ["inboxes[0].failed (line 3): is the same folder as done"]),
-        (inbox("done: /srv/sfwatch/inbox/.sfwatch/x"), ["inboxes[0].done (line 3): lies in a .sfwatch folder"]),
-        ("inboxes: [{path: /srv/inbox/.sfwatch}]", ["inboxes[0].path (line 1): lies in a .sfwatch folder"]),
-        (
-            "inboxes: [{path: /srv/done}]",
-            ["inboxes[0].done (line 1): lies where inboxes[0].path (line 1) looks"],
-        ),
-        ("inboxes: [{path: /}]", ["inboxes[0].path (line 1): / can't be an inbox"]),
-        (SMALLEST + "log: {file: /srv/sfwatch/inbox/log.jsonl}", ["log.file (line 3): lies where"]),
-        (SMALLEST + "metrics_file: /srv/sfwatch/inbox/x.prom", ["metrics_file (line 3): lies where"]),
-    ],
-)
-def test_folders_that_are_refused(text: str, told: list[str]) -> None:
-    """Inboxes that overlap, and folders to write to that an inbox looks into, are refused with both lines."""
-    found = problems(text)
-    assert len(found) == len(told)
-    assert all(problem.startswith(start) for problem, start in zip(found, told, strict=True)), found
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        two("path: /srv/x", "path: /srv/xy"),
-        inbox("done: /srv/sfwatch/inbox/done"),
-        inbox("failed: /srv/sfwatch/done/failed"),
-        inbox("done: ../done"),
-        SMALLEST + "state_dir: /srv/sfwatch/inbox/state",
-    ],
-)
-def test_folders_that_are_taken(text: str) -> None:
-    """Neighbours may share done and failed, and an inbox that is not recursive may hold them."""
-    assert parse(text).inboxes
-
-
-def test_links_do_not_hide_an_overlap() -> None:
-    """Folders are compared by where they really lead."""
-    text = two("path: /srv/x", "path: /link/y")
-    assert parse(text).inboxes
-    (problem,) = problems(text, realpath=lambda path: Path(str(path).replace("/link/", "/srv/x/")))
-    assert problem.startswith("inboxes[1].path (line 3): lies inside inboxes[0].path (line 2)")
-
-
-def test_two_inboxes_with_one_name_are_told_both() -> None:
-    """Folders that are called alike need a name, and the problem says so."""
-    text = "inboxes:\n  - path: /srv/a/inbox\n  - path: /srv/b/inbox\n"
-    (problem,) = problems(text)
-    assert problem == (
-        "inboxes[1].name (line 3): has the same name as inboxes[0] (line 2): give one of them another `name`"
-    )
 
 
 # ---- where the state lies ----

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import json
 import re
 import types
@@ -20,13 +21,11 @@ README = (ROOT / "README.md").read_text()
 
 
 def table(header: str) -> list[list[str]]:
-    """Return the rows of the table with this header line, each a list of its cells."""
-    lines = README.partition(f"\n{header}\n")[2].splitlines()[1:]
+    """Return the rows of all tables with this header line, each a list of its cells."""
     rows = []
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    for rest in README.split(f"\n{header}\n")[1:]:
+        lines = itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines()[1:])
+        rows += [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert rows, header
     return rows
 
@@ -141,6 +140,8 @@ def test_every_module_has_tests() -> None:
         "job",
         "settings",
         "exits",
+        "language",
+        "problems",
         "adopt",
         "inboxes",
         "taken",
