@@ -82,6 +82,11 @@ class Delivery:
         return max(0, len(self.windows) - 1)
 
 
+def address(target: str | None) -> str:
+    """Return where a target is: its name goes on with where the key comes from."""
+    return (target or "").partition(" ")[0]
+
+
 class JournalError(Exception):
     """The journal cannot be used at all; the text says what to do."""
 
@@ -151,7 +156,7 @@ CREATE TABLE delivery (
 );
 CREATE UNIQUE INDEX open_file ON delivery (inbox, name) WHERE finished_at IS NULL;
 CREATE UNIQUE INDEX open_attempt ON delivery (target, remote_name) WHERE state IN ('sending', 'unknown');
-CREATE UNIQUE INDEX file_id ON delivery (target, file_id) WHERE file_id IS NOT NULL;
+CREATE UNIQUE INDEX file_id ON delivery (file_id, target) WHERE file_id IS NOT NULL;
 CREATE INDEX same_bytes ON delivery (sha256) WHERE file_id IS NOT NULL;
 CREATE INDEX finished ON delivery (finished_at) WHERE finished_at IS NOT NULL;
 """
@@ -211,12 +216,15 @@ class SqliteJournal:
         self._write(lambda database: _run(database, "DELETE FROM delivery WHERE id = ?", (delivery.row,)))
 
     def known(self, target: str, ids: Collection[str]) -> frozenset[str]:
-        """Return those of *ids* that the journal knows as uploads to *target*."""
+        """Return those of *ids* that the journal knows as uploads to *target* or another of its address.
+
+        Another key, or the same from another place, may well belong to the same account.
+        """
         rows = self._ask(
-            "SELECT file_id FROM delivery WHERE target = ? AND file_id IN (SELECT value FROM json_each(?))",
-            (target, json.dumps(list(ids))),
+            "SELECT file_id, target FROM delivery WHERE file_id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(ids)),),
         )
-        return frozenset(row[0] for row in rows)
+        return frozenset(file_id for file_id, theirs in rows if address(theirs) == address(target))
 
     def newest(self, target: str) -> str | None:
         """Return the id accepted last at *target*."""

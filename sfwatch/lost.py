@@ -16,7 +16,7 @@ from sfwatch.job import (
     Tools,
     Undecided,
 )
-from sfwatch.journal import AttemptOpenError, Delivery, IdKnownError, State
+from sfwatch.journal import AttemptOpenError, Delivery, IdKnownError, State, address
 from sfwatch.send import answered, deferred, no_key, send
 from sfwatch.settings import Check, Inbox, OnUnknown, RemoteName
 from sfwatch.taken import changed, opened, read_and_check, room, take
@@ -33,7 +33,7 @@ def clear_up(job: Job, tools: Tools, known: Delivery) -> Outcome:
     if not isinstance(ready, Delivery):
         return ready
     known = ready
-    if not job.insist and known.target and _host(known.target) != _host(tools.target):
+    if not job.insist and known.target and address(known.target) != address(tools.target):
         detail = f"it was sent to {known.target}, which is not in the configuration any more"
         return Undecided(known, "other_target", detail)
     if not filing.is_what_was_sent(job, tools, known):
@@ -41,11 +41,6 @@ def clear_up(job: Job, tools: Tools, known: Delivery) -> Outcome:
     if job.insist:
         return _resend(job, tools, known, secret, "it was asked for")
     return _decided(job, tools, known, secret, _look_up(job, tools, known, secret))
-
-
-def _host(target: str) -> str:
-    """The address in a target's name: another key may well belong to the same account."""
-    return target.partition(" ")[0]
 
 
 def _decided(job: Job, tools: Tools, known: Delivery, secret: "key.Key", reading: "Reading") -> Outcome:

@@ -194,11 +194,15 @@ def test_an_id_belongs_to_one_upload(journal: SqliteJournal) -> None:
 
 
 def test_what_is_known_of_ids_counts_for_their_target_only(journal: SqliteJournal) -> None:
-    """`known`, `newest` and `earlier` speak of one target: another account has other files."""
+    """`known`, `newest` and `earlier` speak of one target: another service has other files.
+
+    An id is known with whatever key it was uploaded, since two may belong to one account.
+    """
     journal.save(a_file("a", State.DONE, file_id="file-1", finished_at=1.0))
     journal.save(a_file("b", State.DONE, file_id="file-2", finished_at=2.0, target="another"))
     journal.save(a_file("c", State.ACCEPTED, file_id="file-3", sha256="cd" * 32))
     assert journal.known(TARGET, ["file-1", "file-2", "file-3", "file-4", "'"]) == {"file-1", "file-3"}
+    assert journal.known("api.example (file /key)", ["file-1", "file-2"]) == {"file-1"}
     assert journal.known(TARGET, []) == frozenset()
     assert journal.newest(TARGET) == "file-3"
     assert journal.newest("nobody") is None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop import Loop
+from loop import KEY, Loop
 
 from sfwatch.settings import Api, OnUnknown, RemoteName, Uploads
 from sfwatch.standin import (
@@ -378,6 +378,20 @@ def test_two_inboxes_with_files_of_one_name_and_size_get_each_its_own_id(make: M
     assert loop.done("a") == loop.done("b") == ["x.jsonl"]
     assert loop.posts() == 2
     assert told(loop) == {"unknown": 2, "recovered": 2}
+
+
+def test_an_id_that_was_taken_with_the_key_from_elsewhere_is_taken(make: Make) -> None:
+    """The key comes from a file now, and may be of the same account: its last upload matches no new one."""
+    loop = make()
+    loop.drop("a", "x.jsonl")
+    loop.look().run(2.5)
+    assert loop.done("a") == ["x.jsonl"]
+    (loop.root / "key").write_text(KEY)
+    loop.api = Api(base_url=loop.service.base_url, key_file=loop.root / "key")
+    loop.restart()
+    lose(loop, NOT_STORED["reset"])
+    loop.run(300)
+    assert told(loop) == {"unknown": 1, "resent": 1}
 
 
 # Restarts.
