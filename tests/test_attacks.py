@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import struct
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import pytest
 from loop import KEY, Loop, digest, line
 from servers import OK, Authority, Server
 from servers import answering as saying
+from somebody import SOMEBODY, somebody
 from world import World, a_world, batch, fill, in_threads, needs_root, sha256, tmpfs, wait_for
 
 from sfwatch import app
@@ -42,7 +42,6 @@ Make = Callable[..., Loop]
 X = "x.jsonl"
 REFUSAL = answering(400, {"code": 20012, "message": "line 2 is bad", "data": None})
 BAD_GATEWAY = answering(502, "bad gateway")
-SOMEBODY = 65534
 
 
 @pytest.fixture(name="service")
@@ -110,24 +109,6 @@ def broken(image: Path, path: Path, at: int) -> Iterator[None]:
         with image.open("r+b") as file:
             file.seek(block * 1024)
             file.write(lost)
-
-
-@contextmanager
-def somebody() -> Iterator[Path]:
-    """A folder of a user without rights, who this process is for the block."""
-    root = Path(tempfile.mkdtemp(prefix="sfwatch-test-"))
-    os.chown(root, SOMEBODY, SOMEBODY)
-    groups = os.getgroups()
-    os.setgroups([])
-    os.setegid(SOMEBODY)
-    os.seteuid(SOMEBODY)
-    try:
-        yield root
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
-        shutil.rmtree(root)
 
 
 def once(config: Config, environ: dict[str, str] | None = None) -> tuple[int, list[dict[str, Any]]]:

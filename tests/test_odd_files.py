@@ -1,22 +1,18 @@
 """Files that cannot be moved, that have several names or very long ones: none holds up another, none loops."""
 
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from loop import Loop, digest, line
+from somebody import SOMEBODY, root_again, somebody
 from world import needs_root
 
 from sfwatch.standin import StandIn
 
 Make = Callable[..., Loop]
-
-SOMEBODY = 65534
 
 
 @pytest.fixture(name="make")
@@ -107,33 +103,6 @@ def test_a_pinned_file_waits_unsent_and_holds_up_nobody(make: Make, attribute: s
     assert loop.done("a") == ["x.jsonl", "y.jsonl"]
 
 
-@contextmanager
-def somebody() -> Iterator[Path]:
-    """A folder of a user without any right, who this process is for the block."""
-    root = Path(tempfile.mkdtemp(prefix="sfwatch-test-"))
-    os.chown(root, SOMEBODY, SOMEBODY)
-    groups = os.getgroups()
-    os.setgroups([])
-    os.setegid(SOMEBODY)
-    os.seteuid(SOMEBODY)
-    try:
-        yield root
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
-        shutil.rmtree(root)
-
-
-@contextmanager
-def root_again() -> Iterator[None]:
-    os.seteuid(0)
-    try:
-        yield
-    finally:
-        os.seteuid(SOMEBODY)
-
-
 @needs_root
 def test_a_strangers_file_in_a_strangers_sticky_folder_waits_unsent(make: Make) -> None:
     """It may be read and not moved. Ours in there is done; so is the other once the folder belongs to us."""
@@ -152,6 +121,11 @@ def test_a_strangers_file_in_a_strangers_sticky_folder_waits_unsent(make: Make) 
         assert loop.done("a") == ["y.jsonl"]
         assert loop.posts() == 1
         assert [(e["file"], e["reason"]) for e in loop.said("file.waiting")] == [("x.jsonl", "cannot_move")]
+        by = {e["file"]: e["settled_by"] for e in loop.said("file.settled")}
+        assert by == {
+            "x.jsonl": "quiet",
+            "y.jsonl": "lease",
+        }  # of our own files the kernel tells without a right
         with root_again():
             os.chown(inbox, SOMEBODY, SOMEBODY)
         loop.run(600)
