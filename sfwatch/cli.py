@@ -278,9 +278,18 @@ def _settings(path: Path | None) -> Config:
             problems = [str(problem) for problem in error.problems]
             log = logs.event_log(_out)  # before any log is set up
             log("config.rejected", config=error.source, problems=problems)
-        for problem in error.problems:
+        for problem in () if _errors_go_to_the_journal() else error.problems:
             _complain(str(error.source or "sfwatch"), str(problem))
         sys.exit(NO_PERMISSION if error.forbidden else BAD_CONFIG)
+
+
+def _errors_go_to_the_journal() -> bool:
+    """Whether systemd writes them where the event is (see systemd.exec(5)): that log is JSON alone."""
+    journal = os.environ.get("JOURNAL_STREAM")
+    if not journal:
+        return False
+    stderr = os.fstat(2)
+    return journal == f"{stderr.st_dev}:{stderr.st_ino}"
 
 
 def _once_page(settings: Config) -> "OncePage | None":

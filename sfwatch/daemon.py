@@ -42,10 +42,11 @@ from sfwatch.job import (
     Unknown,
 )
 from sfwatch.journal import Journal, JournalDamagedError, State
+from sfwatch.key import renewal
 from sfwatch.logs import EventLog
 from sfwatch.lost import probe
 from sfwatch.service import Plan, Service, begin
-from sfwatch.settings import Config, RemoteName
+from sfwatch.settings import Api, Config, RemoteName
 from sfwatch.snapshot import Publisher, View
 from sfwatch.storage import Storage
 from sfwatch.table import Entry, Key, Stage, Table
@@ -479,7 +480,9 @@ class Daemon:
                 state = rules.after_accepted(state, entry.key, now)
             case Deferred(verdict=v) if v.blame is Blame.ACCOUNT:
                 file = None if v.reason == "no_key" and state.hold is None else entry.key
-                state = rules.after_account_fault(state, file, v.reason, v.detail, now, luck)
+                api = self.inboxes.watched[entry.inbox].inbox.api
+                detail = _with_renewal(v, api).detail
+                state = rules.after_account_fault(state, file, v.reason, detail, now, luck)
             case Deferred(verdict=v) if v.reason != Reason.ABORTED:
                 state = rules.after_not_now(
                     state,
@@ -977,11 +980,18 @@ def work(job: Job, tools: Tools, key: Key, put: Callable[[Finished | JournalDama
 def ask(tools: Tools, inbox: Any, put: Callable[[Probed], None]) -> None:
     """Probe a held target, and put the answer into the mailbox whatever happens."""
     try:
-        verdict = probe(inbox, tools)
+        verdict = _with_renewal(probe(inbox, tools), inbox.api)
     except Exception as bug:  # noqa: BLE001
         tools.log("internal.error", detail=f"{type(bug).__name__}: {bug}", traceback=_traceback(bug))
         verdict = Verdict(Blame.NOT_NOW, "internal_error", "the probe itself failed")
     put(Probed(tools.target, verdict))
+
+
+def _with_renewal(verdict: Verdict, api: Api) -> Verdict:
+    """A key that is refused is renewed in one of three places, and not in all of them does it count at once."""
+    if verdict.reason != Reason.UNAUTHORIZED:
+        return verdict
+    return replace(verdict, detail=f"{verdict.detail}; {renewal(api)}")
 
 
 def _traceback(bug: Exception) -> str:

@@ -96,6 +96,13 @@ def read(api: Api, environ: Mapping[str, str]) -> Key:
     return _sound(key, f"the key in ${VARIABLE}")
 
 
+def renewal(api: Api) -> str:
+    """How a new key comes to count, which depends on where the key comes from."""
+    if api.key_file is not None:
+        return f"a new key in {api.key_file} counts at once"
+    return "a new key counts once sfwatch is restarted"  # systemd hands a credential over at the start
+
+
 def warnings(api: Api, environ: Mapping[str, str]) -> list[str]:
     """What is unwise about the place of the key: sentences for people, none if all is well."""
     del environ  # systemd sees to the permissions of credentials: 0440 in a folder of ours alone

@@ -192,6 +192,18 @@ class TestBadConfigurations:
             2,
         )
 
+    def test_in_the_journal(self, here: Path) -> None:
+        """Where stderr goes into the log as well, that has the event alone: each of its lines is JSON."""
+        spoil(here / "sfwatch.yaml")
+        read, write = os.pipe()
+        it = os.fstat(write)
+        environ = {**os.environ, "JOURNAL_STREAM": f"{it.st_dev}:{it.st_ino}"}
+        ended = subprocess.run([*MAIN, "run"], stdout=write, stderr=write, env=environ, check=False, timeout=60)
+        os.close(write)
+        with os.fdopen(read) as log:
+            assert [event["event"] for event in events(log.read())] == ["config.rejected"]
+        assert ended.returncode == 78
+
     def test_before_a_reload(self, here: Path) -> None:
         """`check --config-only` says the same, since its output goes into the same log."""
         spoil(here / "sfwatch.yaml")

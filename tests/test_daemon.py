@@ -371,6 +371,7 @@ def test_an_expired_key_is_said_once_and_a_mended_one_ends_it(
     loop.run(10)
     assert len(loop.done("a")) == 20
     assert len(loop.said("target.held", reason="unauthorized")) == len(loop.said("target.held")) == 1
+    assert loop.said("target.held")[0]["detail"].endswith(f"; a new key in {tmp_path / 'key'} counts at once")
     assert len(loop.said("target.resumed")) == 1
 
 

@@ -217,3 +217,9 @@ def test_other_places_are_not_warned_of(tmp_path: Path) -> None:
     (tmp_path / "siliconflow-api-key").chmod(0o444)
     assert key.warnings(Api(), environ) == []
     assert key.warnings(Api(key_file=tmp_path / "missing"), environ) == []
+
+
+def test_how_a_new_key_comes_to_count(tmp_path: Path) -> None:
+    """A key file is read anew for each request; what systemd or a shell hands over is that of the start."""
+    assert key.renewal(Api(key_file=tmp_path / "key")) == f"a new key in {tmp_path / 'key'} counts at once"
+    assert key.renewal(Api()) == "a new key counts once sfwatch is restarted"
