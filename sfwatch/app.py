@@ -16,7 +16,7 @@ from functools import partial
 from types import FrameType
 from urllib.parse import urlsplit
 
-from sfwatch import __version__, arrive, key
+from sfwatch import __version__, arrive, files, key
 from sfwatch.config import ConfigError
 from sfwatch.daemon import Daemon, Fresh, Mailbox, Rejected, Signalled
 from sfwatch.job import Job, Tools
@@ -210,9 +210,9 @@ def signals(mailbox: Mailbox) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup_before)
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(writer)
+        files.close(writer)
         forward.join()
-        os.close(reader)
+        files.close(reader)
 
 
 def _nothing(_number: int, _frame: FrameType | None) -> None:
