@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(300)
 KEY = "sk-systemdsystemdsystemdsystemdsystemd"
 INBOX = "/srv/sfwatch/inbox"
 BURST = 100_000
-QUICK = "[Service]\nWatchdogSec=5s\nRestartSec=1s\n"
+QUICK = "[Service]\nWatchdogSec=5s\nRestartSec=1s\nTimeoutStopSec=1s\n"
 
 
 @dataclass
@@ -128,14 +128,6 @@ def test_one_line_says_how_it_is(it: Service) -> None:
     it.until(lambda: re.search(line, it.run("systemctl status sfwatch")))
 
 
-def test_the_journal_is_the_log(it: Service) -> None:
-    """`journalctl -t sfwatch -o cat` is the JSON lines, and nothing else."""
-    said = it.run("journalctl -t sfwatch -u sfwatch -o cat").splitlines()
-    events = [json.loads(line)["event"] for line in said]
-    assert events[:2] == ["daemon.started", "config.loaded"]
-    assert "daemon.ready" in events
-
-
 def test_the_installation_can_be_proved(it: Service) -> None:
     """The operator page's `check --online` finds nothing wrong, with the service's own rights and key."""
     [command] = page("Run it as a service")[1]
@@ -193,7 +185,7 @@ def test_a_good_configuration_is_loaded(it: Service) -> None:
 
 
 def test_stopped_in_mid_upload_it_lets_it_end(it: Service) -> None:
-    """`systemctl stop` waits for what is under way; it ends well, and nothing is left behind."""
+    """`systemctl stop` waits for what is under way, beyond its own timeout; it ends well."""
     it.target.script.append(taking_its_time(3))
     it.drop("last.jsonl")
     it.started("last.jsonl")
@@ -260,6 +252,14 @@ def test_what_a_missing_path_looks_like(it: Service, missing: str, status: str) 
 
 
 # --- afterwards ------------------------------------------------------------------------------------------
+
+
+def test_the_journal_is_the_log(it: Service) -> None:
+    """`journalctl -t sfwatch -o cat` is the JSON lines and nothing else, whatever has happened so far."""
+    said = it.run("journalctl -t sfwatch -u sfwatch -o cat").splitlines()
+    events = [json.loads(line)["event"] for line in said]
+    assert events[:2] == ["daemon.started", "config.loaded"]
+    assert "daemon.ready" in events
 
 
 def test_the_key_is_nowhere(it: Service) -> None:
