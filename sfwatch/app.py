@@ -18,10 +18,12 @@ from urllib.parse import urlsplit
 
 from sfwatch import __version__, arrive, files, key
 from sfwatch.config import ConfigError
-from sfwatch.daemon import Daemon, Fresh, Mailbox, Rejected, Signalled
+from sfwatch.core import Mailbox, Signalled
+from sfwatch.daemon import Daemon
 from sfwatch.job import Job, Tools
 from sfwatch.journal import SqliteJournal
 from sfwatch.logs import EventLog
+from sfwatch.reload import Fresh, Rejected
 from sfwatch.service import Plan
 from sfwatch.settings import Api, Config, Inbox
 from sfwatch.upload import Client, Pace

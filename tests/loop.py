@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from sfwatch import app, arrive, claim
-from sfwatch.daemon import Daemon, Fresh, Mailbox, Rejected, Signalled
+from sfwatch.core import Mailbox, Signalled
+from sfwatch.daemon import Daemon
 from sfwatch.journal import Delivery, SqliteJournal
 from sfwatch.logs import ALWAYS, EVENTS, TERMINAL, EventLog, event_log
+from sfwatch.reload import Fresh, Rejected
 from sfwatch.service import Plan
 from sfwatch.settings import Api, Config, Inbox, Uploads
 from sfwatch.standin import StandIn

@@ -32,9 +32,11 @@ from loop import Mute, Pool
 
 import sfwatch
 from sfwatch import app, arrive
-from sfwatch.daemon import Daemon, Fresh, Mailbox, Signalled
+from sfwatch.core import Mailbox, Signalled
+from sfwatch.daemon import Daemon
 from sfwatch.journal import Delivery, SqliteJournal
 from sfwatch.logs import event_log
+from sfwatch.reload import Fresh
 from sfwatch.service import Plan
 from sfwatch.settings import Api, Config, Inbox, Uploads
 from sfwatch.standin import Reply, Stored, reply

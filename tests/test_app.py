@@ -14,7 +14,7 @@ import pytest
 from loop import KEY, line
 
 from sfwatch import app
-from sfwatch.daemon import Signalled
+from sfwatch.core import Signalled
 from sfwatch.journal import StateInUseError
 from sfwatch.logs import event_log
 from sfwatch.settings import Api, Config, Inbox, Uploads

@@ -1,0 +1,68 @@
+"""What runs in a worker's thread, and the one border at which a bug in it becomes an event.
+
+Whatever happens, something is put into the mailbox: a file whose worker never came back would wait for ever.
+"""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from sfwatch.deliver import deliver
+from sfwatch.job import Crashed, Job, Outcome, Tools
+from sfwatch.journal import JournalDamagedError
+from sfwatch.key import renewal
+from sfwatch.lost import probe
+from sfwatch.settings import Api, Inbox
+from sfwatch.table import Key
+from sfwatch.verdict import Blame, Reason, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A worker is back."""
+
+    key: Key
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A probe of a held target came back."""
+
+    target: str
+    verdict: Verdict
+
+
+def work(job: Job, tools: Tools, key: Key, put: Callable[[Finished | JournalDamagedError], None]) -> None:
+    """Do one job, and put its outcome into the mailbox whatever happens."""
+    tools = replace(tools, log=tools.log.bind(inbox=job.inbox.name, file=job.name))
+    try:
+        outcome = deliver(job, tools)
+    except JournalDamagedError as damage:
+        put(damage)
+        return
+    except Exception as bug:  # noqa: BLE001 - said as internal.error by the main thread
+        outcome = Crashed(f"{type(bug).__name__}: {bug}", traceback_of(bug))
+    put(Finished(key, outcome))
+
+
+def ask(tools: Tools, inbox: Inbox, put: Callable[[Probed], None]) -> None:
+    """Probe a held target, and put the answer into the mailbox whatever happens."""
+    try:
+        verdict = with_renewal(probe(inbox, tools), inbox.api)
+    except Exception as bug:  # noqa: BLE001
+        tools.log("internal.error", detail=f"{type(bug).__name__}: {bug}", traceback=traceback_of(bug))
+        verdict = Verdict(Blame.NOT_NOW, "internal_error", "the probe itself failed")
+    put(Probed(tools.target, verdict))
+
+
+def with_renewal(verdict: Verdict, api: Api) -> Verdict:
+    """A key that is refused is renewed in one of three places, and not in all of them does it count at once."""
+    if verdict.reason != Reason.UNAUTHORIZED:
+        return verdict
+    return replace(verdict, detail=f"{verdict.detail}; {renewal(api)}")
+
+
+def traceback_of(bug: Exception) -> str:
+    """Where it happened; no values of variables, which may be secret."""
+    return "".join(traceback.format_exception(bug, limit=20))
