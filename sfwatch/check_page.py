@@ -17,7 +17,7 @@ from sfwatch.console import count, painter, size
 from sfwatch.excerpt import Excerpt, excerpt
 from sfwatch.lint import MOST_FINDINGS, STDIN, FileReport
 from sfwatch.logs import printable
-from sfwatch.preflight import Level, Note
+from sfwatch.notes import Level, Note
 
 _GREEN, _YELLOW, _RED, _BOLD, _DIM = "32", "33", "31", "1", "2"
 _MARKS = {Level.OK: ("ok", _GREEN), Level.WARNING: ("!", _YELLOW)}

@@ -364,12 +364,12 @@ def _retried(settings: Config, what: "str | Failed", inbox: str | None) -> str:
 
 def _require_owner(settings: Config) -> None:
     """End unless this is the state folder's owner: what another user writes there would be closed to it."""
-    from sfwatch import preflight  # noqa: PLC0415 - as above
+    from sfwatch import users  # noqa: PLC0415 - as above
 
-    owner = preflight.foreign_owner(settings.state_dir)
+    owner = users.foreign_owner(settings.state_dir)
     if owner is not None:
-        run_as = preflight.as_user(owner, _command())
-        _end(NO_PERMISSION, f"{settings.state_dir} belongs to {preflight.user(owner)}; run: {run_as}")
+        run_as = users.as_user(owner, _command())
+        _end(NO_PERMISSION, f"{settings.state_dir} belongs to {users.user(owner)}; run: {run_as}")
 
 
 def _reread(path: Path, output: logs.Output, log: logs.EventLog) -> Config:
@@ -390,9 +390,9 @@ def _state_fault(state_dir: Path, error: OSError) -> tuple[int, str]:
 
 
 def _me() -> str:
-    from sfwatch import preflight  # noqa: PLC0415 - as above
+    from sfwatch import users  # noqa: PLC0415 - as above
 
-    return preflight.user(os.geteuid())
+    return users.user(os.geteuid())
 
 
 def _command() -> list[str]:
@@ -453,7 +453,7 @@ def _colour() -> bool:
 
 def _looked_at(path: Path | None, page: "Page", *, everything: bool) -> Config | None:
     """Read the configuration; without `everything` only for its limits, and the defaults do as well."""
-    from sfwatch.preflight import Level, Note  # noqa: PLC0415 - as above
+    from sfwatch.notes import Level, Note  # noqa: PLC0415 - as above
 
     try:
         settings = config.read(config.find(path, os.environ), environ=os.environ)

@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 from sfwatch import files
 from sfwatch.check import Checked, Finding, ShortRead, Wanted, check, check_stream
-from sfwatch.preflight import user
 from sfwatch.settings import Check, Config, Inbox
+from sfwatch.users import user
 
 STDIN = "-"
 """The name that stands for standard input."""

@@ -12,7 +12,7 @@ from sfwatch.check_page import JsonPage, TextPage
 from sfwatch.config import ConfigError, Problem
 from sfwatch.excerpt import Excerpt
 from sfwatch.lint import FileReport
-from sfwatch.preflight import Level, Note
+from sfwatch.notes import Level, Note
 
 EXCERPT = Excerpt('…"role": "judge"}…', 9, 7, 45)
 FINDING = Finding(17, "role_invalid", "body.messages[0].role must be one of them", EXCERPT)

@@ -2,13 +2,12 @@
 
 import json
 import os
-import re
 import shutil
 import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfwatch import claim, preflight
+from sfwatch import claim, preflight, trial, users
 from sfwatch.files import Lease
-from sfwatch.preflight import Level, Note
-from sfwatch.settings import ROOM_BYTES, Api, Config, Inbox, Log, Proof
-from sfwatch.standin import Listing, StandIn, reply
+from sfwatch.notes import Level, Note
+from sfwatch.settings import ROOM_BYTES, Config, Inbox, Log, Proof
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="other users and mounts take root")
 
@@ -239,7 +237,7 @@ class TestMissingFolders:
         """The daemon makes no parents, since they may be mount points: the command to make them is given."""
         inbox = an_inbox(tmp_path / "a b" / "inbox")
         text = worst(preflight.folders(inbox))[f"inbox {inbox.path}"]
-        assert f"install -d -m 3770 -o {preflight.user(os.geteuid())} '{inbox.path}'" in text
+        assert f"install -d -m 3770 -o {users.user(os.geteuid())} '{inbox.path}'" in text
 
     def test_the_others_are_tried_without_an_inbox(self, inbox: Inbox) -> None:
         """Done and failed can be written to, whatever is with the inbox."""
@@ -370,11 +368,11 @@ class TestLeases:
         may: bool,  # noqa: FBT001
     ) -> None:
         """In a user namespace root has every capability, and this one has no effect."""
-        assert preflight.may_lease(self.STATUS.format(effective), uid_map) is may
+        assert trial.may_lease(self.STATUS.format(effective), uid_map) is may
 
     def test_what_it_is_worth(self) -> None:
         """Each answer of the kernel has its sentence; two of them name how long files rest."""
-        said = {preflight.vouching(lease, for_others=o, rest_s=7.5) for lease in Lease for o in (False, True)}
+        said = {trial.vouching(lease, for_others=o, rest_s=7.5) for lease in Lease for o in (False, True)}
         assert len(said) == 3
         assert sum("7.5 s" in text for text in said) == 2
 
@@ -432,13 +430,13 @@ class TestStateFolder:
             config, {}, online=False, wall=float, command=["/x/sfwatch", "check", "-c", "a b"]
         )
         assert note.level is Level.NO_PERMISSION
-        owner = preflight.user(1)
+        owner = users.user(1)
         assert note.text == f"belongs to {owner}; run: runuser -u {owner} -- /x/sfwatch check -c 'a b'"
 
     def test_an_owner_without_a_name(self) -> None:
         """It is taken by its number: runuser takes names only."""
         assert (
-            preflight.as_user(STRANGER, ["sfwatch", "check"])
+            users.as_user(STRANGER, ["sfwatch", "check"])
             == f"setpriv --reuid {STRANGER} --clear-groups -- sfwatch check"
         )
 
@@ -494,109 +492,3 @@ def test_files_beside(tmp_path: Path) -> None:
     """The folder of each file that the configuration names must be there; which key it is is said."""
     config = Config((), log=Log(file=tmp_path / "no" / "log"), metrics_file=tmp_path / "metrics.prom")
     assert list(worst(preflight.beside(config))) == [f"log.file {tmp_path / 'no' / 'log'}"]
-
-
-@pytest.fixture
-def service() -> Iterator[StandIn]:
-    with StandIn(key=KEY) as stand_in:
-        yield stand_in
-
-
-Ask = Callable[..., list[Note]]
-
-
-@pytest.fixture
-def ask(service: StandIn) -> Ask:
-    """Ask the stand-in for a listing; `wall` defaults to its own clock."""
-
-    def asking(key: str = KEY, wall: float | None = None, api: Api | None = None) -> list[Note]:
-        api = api or Api(base_url=service.base_url)
-        clock = service.clock if wall is None else lambda: wall
-        return preflight.account(api, "batch", {"SILICONFLOW_API_KEY": key}, online=True, wall=clock)
-
-    return asking
-
-
-class TestOnline:
-    def test_the_key_is_taken(self, ask: Ask, service: StandIn) -> None:
-        """One GET for one entry, and not the key in any word of the answer."""
-        notes = ask()
-        assert [note.level for note in notes] == [Level.OK, Level.OK]
-        assert [(seen.method, seen.path) for seen in service.requests] == [
-            ("GET", "/v1/files?purpose=batch&limit=1")
-        ]
-        assert KEY not in repr(notes)
-
-    def test_the_key_is_refused(self, ask: Ask) -> None:
-        """A finding that names the host."""
-        note = ask("sk-another-key-0123456789")[-1]
-        assert note.level is Level.FINDING
-        assert "127.0.0.1" in note.text
-
-    def test_there_is_no_listing(self, ask: Ask, service: StandIn) -> None:
-        """The service answers: an upload may do all the same."""
-        service.listing = Listing(answer=reply(404, "404 page not found"))
-        assert ask()[-1].level is Level.OK
-
-    @pytest.mark.parametrize("status", [429, 500, 503])
-    def test_not_now(self, ask: Ask, service: StandIn, status: int) -> None:
-        """Nothing here is to be mended."""
-        service.listing = Listing(answer=reply(status, "busy"))
-        assert ask()[-1].level is Level.UNAVAILABLE
-
-    def test_nobody_listens(self, ask: Ask, tmp_path: Path) -> None:
-        """Not now either; there is no clock to compare."""
-        (_, note) = ask(api=Api(base_url="http://127.0.0.1:1/v1", connect_timeout_s=5))
-        assert note.level is Level.UNAVAILABLE
-
-    def test_its_name_does_not_resolve(self, ask: Ask) -> None:
-        """Not now: as if nobody listened."""
-        (_, note) = ask(api=Api(base_url="http://sfwatch.invalid/v1", connect_timeout_s=5))
-        assert note.level is Level.UNAVAILABLE
-        assert note.text.count("does not resolve") == 1
-
-    def test_tls_where_http_is_spoken(self, ask: Ask, service: StandIn) -> None:
-        """The sentence speaks of the address."""
-        (_, note) = ask(api=Api(base_url=service.base_url.replace("http:", "https:"), connect_timeout_s=5))
-        assert note.level is Level.UNAVAILABLE
-        assert "does not speak TLS there: check base_url" in note.text
-
-    def test_the_clocks_differ(self, ask: Ask, service: StandIn) -> None:
-        """By how much, and which one is to be set."""
-        note = ask(wall=service.clock() - 3600)[-1]
-        assert note.level is Level.WARNING
-        assert re.search(r"clock is (3599|3600|3601) s behind the service's: set it", note.text)
-
-    @given(st.floats(allow_nan=False, allow_infinity=False))
-    def test_small_differences_are_none(self, skew: float) -> None:
-        """Up to five seconds either way."""
-        text = preflight.clocks(skew)
-        assert (text is None) == (abs(skew) <= 5)
-        assert text is None or ("behind" in text) == (skew > 0)
-
-    def test_without_a_key_nobody_is_asked(self, ask: Ask, service: StandIn) -> None:
-        """That it is missing is the finding."""
-        (note,) = ask(key="")
-        assert (note.level, service.requests) == (Level.FINDING, [])
-        assert "systemd credential" in note.text
-
-    def test_each_target_once(self, tmp_path: Path) -> None:
-        """Two inboxes that share host and key make one request."""
-        other = Api(key_file=tmp_path / "key")
-        inboxes = (
-            an_inbox(tmp_path / "a"),
-            an_inbox(tmp_path / "b", purpose="x"),
-            an_inbox(tmp_path / "c", api=other),
-        )
-        assert preflight.targets(Config(inboxes)) == [(Api(), "batch"), (other, "batch")]
-
-
-def test_an_open_key_file(tmp_path: Path) -> None:
-    """Where the key comes from is said, and that others can read it; the key itself is not."""
-    file = tmp_path / "key"
-    file.write_text(KEY)
-    file.chmod(0o644)
-    notes = preflight.account(Api(key_file=file), "batch", {}, online=False, wall=float)
-    assert [note.level for note in notes] == [Level.OK, Level.WARNING]
-    assert str(file) in notes[0].text
-    assert KEY not in repr(notes)
