@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -433,6 +435,15 @@ def calls() -> list[tuple[str, str, ast.Call]]:
 def literal_keys(call: ast.Call) -> set[str]:
     """The keys that stand in the call; what comes by `**` is checked when it is said."""
     return {keyword.arg for keyword in call.keywords if keyword.arg is not None}
+
+
+def test_a_log_loads_no_console_of_structlogs() -> None:
+    """rich stays out of the daemon, and can be loaded afterwards by who wants it."""
+    script = (
+        "import sys; from sfwatch import logs; logs.event_log(print); print('rich' in sys.modules); import rich"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"
 
 
 def test_the_package_says_only_what_is_listed() -> None:

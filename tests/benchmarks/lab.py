@@ -200,6 +200,7 @@ def daemon(folder: Path, to: Receiver, *, inboxes: int = 1, **settings: Any) -> 
     log = folder / "log.jsonl"
     command = [str(Path(sys.executable).with_name("sfwatch")), "run", "-c", str(config)]
     environ = {**os.environ, "SILICONFLOW_API_KEY": KEY}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without compiled modules a start takes far longer
     with log.open("wb") as output:
         began = time.monotonic()
         process = subprocess.Popen(command, stdout=output, env=environ)
