@@ -438,7 +438,7 @@ def literal_keys(call: ast.Call) -> set[str]:
 
 
 def test_a_log_loads_no_console_of_structlogs() -> None:
-    """rich stays out of the daemon, and can be loaded afterwards by who wants it."""
+    """Nothing of rich comes into the daemon; who wants it afterwards can have it."""
     script = (
         "import sys; from sfwatch import logs; logs.event_log(print); print('rich' in sys.modules); import rich"
     )
