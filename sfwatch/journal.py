@@ -199,7 +199,9 @@ class SqliteJournal:
 
     def under_way(self) -> list[Delivery]:
         """Return every file that is not finished, the oldest first."""
-        rows = self._ask("SELECT id, facts FROM delivery WHERE finished_at IS NULL ORDER BY id", ())
+        rows = self._ask(
+            "SELECT id, facts FROM delivery INDEXED BY open_file WHERE finished_at IS NULL ORDER BY id", ()
+        )
         return [_delivery(row) for row in rows]
 
     def save(self, delivery: Delivery) -> Delivery:
@@ -400,11 +402,17 @@ def _put(database: sqlite3.Connection, delivery: Delivery, values: tuple[Any, ..
         raise JournalError(f"{delivery.name!r} is under way already ({conflict})") from None
 
 
+# Rows that wait are never finished; only because it is said does the index of open files serve.
+_FORGET_TRIED = (
+    "DELETE FROM delivery WHERE inbox = ? AND name = ? AND finished_at IS NULL AND state = 'waiting'"
+)
+
+
 def _insert(database: sqlite3.Connection, values: tuple[Any, ...]) -> int:
     """A file that was tried before and is another one now starts anew."""
     database.execute("SAVEPOINT tried_before")
     try:
-        _run(database, "DELETE FROM delivery WHERE inbox = ? AND name = ? AND state = 'waiting'", values[:2])
+        _run(database, _FORGET_TRIED, values[:2])
         row = database.execute(_INSERT, values).lastrowid
     except sqlite3.IntegrityError:
         database.execute("ROLLBACK TO tried_before")

@@ -603,3 +603,24 @@ def test_a_full_disk_at_the_start_is_an_os_error(tmp_path: Path) -> None:
         assert refused.value.errno == errno.ENOSPC
         assert not list(folder.glob("journal.damaged*"))
         ballast.unlink()
+
+
+def test_no_step_of_a_delivery_reads_through_the_history(journal: SqliteJournal) -> None:
+    """Years of finished files must not make the next one dearer: each statement finds its rows by an index."""
+    statements: list[str] = []
+    journal._write(lambda database: database.set_trace_callback(statements.append))
+    known = journal.save(a_file())
+    journal.find(INBOX, known.name)
+    known = journal.save(replace(known, state=State.ACCEPTED, file_id="file-1"))
+    journal.earlier(known.sha256 or "", TARGET)
+    journal.known(TARGET, ["file-1"])
+    journal.save(replace(known, state=State.DONE, finished_at=1.0))
+    journal.under_way()
+    journal.prune(0.0)
+    journal._write(lambda database: database.set_trace_callback(None))
+    asked = [text for text in statements if text.startswith(("SELECT", "DELETE", "UPDATE"))]
+    assert len(asked) >= 8
+    for text in asked:
+        plan = journal._ask(f"EXPLAIN QUERY PLAN {text}", ())
+        scans = [row[3] for row in plan if row[3].startswith("SCAN") and "INDEX" not in row[3]]
+        assert [scan for scan in scans if "delivery" in scan] == [], text
