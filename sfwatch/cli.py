@@ -3,7 +3,6 @@
 What is printed by hand is made printable first: nothing that comes from elsewhere may steer a terminal.
 """
 
-import errno
 import io
 import os
 import shutil
@@ -16,14 +15,15 @@ from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from sfwatch import __version__, config, logs
-from sfwatch.console import painter, wants_colour
-from sfwatch.exits import BAD_CONFIG, CANNOT_CREATE, FINDINGS, INTERNAL, NO_PERMISSION, OK, TRY_AGAIN, USAGE
+from sfwatch.exits import FINDINGS, OK, USAGE
+from sfwatch.launch import command_line, once_page_for, read_settings, require_owner, state_fault, work
 from sfwatch.settings import Config
+from sfwatch.terminal import complain, end, has_colour, out, stdin, unwritable
 from sfwatch.values import seconds
 
 if TYPE_CHECKING:  # most commands start without the modules behind it
@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # most commands start without the modules behind it
 
     from sfwatch.check_page import Page
     from sfwatch.log_page import Event, LogPage
-    from sfwatch.once_page import OncePage
     from sfwatch.retry import Failed
 
 _LOOK_S = 0.2
@@ -62,14 +61,14 @@ def main() -> NoReturn:
         sys.exit(USAGE)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "sfwatch"
-        _complain(command, f"{error.format_message()} See {command} --help")
+        complain(command, f"{error.format_message()} See {command} --help")
         sys.exit(USAGE)
     except click.Abort:
         sys.exit(128 + signal.SIGINT)
     except OSError as error:
         if error.filename is not None:
             raise
-        _unwritable(error)  # `--help` into a full disk
+        unwritable(error)  # `--help` into a full disk
     sys.exit(OK)
 
 
@@ -99,7 +98,7 @@ def commands() -> None:
 @_CONFIG
 def run(path: Path | None) -> None:
     """Watch the inboxes and upload what arrives, until told to stop."""
-    sys.exit(_work(_settings(path), drain_s=None))
+    sys.exit(work(read_settings(path), drain_s=None))
 
 
 @commands.command()
@@ -113,9 +112,9 @@ def once(path: Path | None, wait: str) -> None:
         drain_s = seconds(wait)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--wait") from None
-    settings = _settings(path)
-    page = _once_page(settings)
-    status = _work(settings, drain_s=drain_s, page=page)
+    settings = read_settings(path)
+    page = once_page_for(settings)
+    status = work(settings, drain_s=drain_s, page=page)
     if page is not None:
         page.print_end()
     sys.exit(status)
@@ -136,9 +135,9 @@ def check(path: Path | None, names: tuple[str, ...], *, config_only: bool, onlin
     if config_only and (online or names):
         raise click.UsageError("--config-only looks at nothing else: leave out --online and the files")
     if config_only and not as_json:
-        _settings(path)
+        read_settings(path)
         if sys.stdout.isatty():  # systemctl reload runs this: its log is for events
-            _out("ok  the configuration is sound")
+            out("ok  the configuration is sound")
         sys.exit(OK)
     page = _check_page(as_json=as_json)
     everything = bool(path or online or not names)
@@ -193,7 +192,7 @@ def log(path: Path | None, *, last: int | None, follow: bool, **wanted: Any) -> 
     """  # noqa: D301 - as above
     from sfwatch.log_page import LogPage, Tail, Wanted, lines, wanted_of  # noqa: PLC0415 - as above
 
-    page = LogPage(colour=_colour())
+    page = LogPage(colour=has_colour())
     pick = partial(wanted_of, wanted=Wanted(**wanted))
     if path is not None:
         with closing(Tail(path)) as tail:
@@ -202,12 +201,12 @@ def log(path: Path | None, *, last: int | None, follow: bool, **wanted: Any) -> 
                 threading.Event().wait(_LOOK_S)
                 _show(pick(tail.fresh()), page, None)
         return
-    stdin = _stdin()
+    piped = stdin()
     if follow:
         raise click.UsageError("--follow takes a FILE: what comes from a pipe is shown as it comes")
-    if stdin is None or stdin.isatty():
+    if piped is None or piped.isatty():
         raise click.UsageError("name a log file, or pipe one in: journalctl -t sfwatch -o cat | sfwatch log")
-    _show(pick(lines(stdin)), page, last)
+    _show(pick(lines(piped)), page, last)
 
 
 @commands.command()
@@ -232,8 +231,8 @@ def retry(
     """  # noqa: D301 - as above
     if bool(names) == (all_of_them or reason is not None):
         raise click.UsageError("name files, or say --all or --reason CODE")
-    settings = _settings(path)
-    _require_owner(settings)
+    settings = read_settings(path)
+    require_owner(settings)
     sys.exit(_retry(settings, names, reason, inbox))
 
 
@@ -252,12 +251,12 @@ def status(path: Path | None, files: tuple[str, ...], *, as_json: bool, stays: b
 
     if stays and (files or as_json or not sys.stdout.isatty()):
         raise click.UsageError("--watch shows one page on a terminal: leave out --json and the files")
-    settings = _settings(path)
+    settings = read_settings(path)
     if stays:
         sys.exit(status_page.watch(settings, os.environ))
     if files:
-        sys.exit(status_page.answer(files, settings, os.environ, as_json=as_json, out=_out))
-    sys.exit(status_page.show(settings, os.environ, as_json=as_json, out=_out))
+        sys.exit(status_page.answer(files, settings, os.environ, as_json=as_json, out=out))
+    sys.exit(status_page.show(settings, os.environ, as_json=as_json, out=out))
 
 
 @commands.command()
@@ -269,68 +268,6 @@ def demo(*, ends: bool) -> None:
     sys.exit(it.run(once=ends))
 
 
-def _settings(path: Path | None) -> Config:
-    """Read the configuration, or say all that is wrong with it and end."""
-    try:
-        return config.read(config.find(path, os.environ), environ=os.environ)
-    except config.ConfigError as error:
-        if not sys.stdout.isatty():
-            problems = [str(problem) for problem in error.problems]
-            log = logs.event_log(_out)  # before any log is set up
-            log("config.rejected", config=error.source, problems=problems)
-        for problem in () if _errors_go_to_the_journal() else error.problems:
-            _complain(str(error.source or "sfwatch"), str(problem))
-        sys.exit(NO_PERMISSION if error.forbidden else BAD_CONFIG)
-
-
-def _errors_go_to_the_journal() -> bool:
-    """Whether systemd writes them where the event is (see systemd.exec(5)): that log is JSON alone."""
-    journal = os.environ.get("JOURNAL_STREAM")
-    if not journal:
-        return False
-    stderr = os.fstat(2)
-    return journal == f"{stderr.st_dev}:{stderr.st_ino}"
-
-
-def _once_page(settings: Config) -> "OncePage | None":
-    """What shows a run to people; None where its log is for programs."""
-    terminal = sys.stdout.isatty()
-    if settings.log.file is not None or settings.log.format == "json":
-        return None
-    if settings.log.format == "auto" and not terminal:
-        return None
-    from sfwatch import once_page  # noqa: PLC0415 - as above
-
-    return once_page.page(settings.log.level, os.environ)
-
-
-def _work(settings: Config, *, drain_s: float | None, page: "OncePage | None" = None) -> int:
-    from sfwatch import app, journal  # noqa: PLC0415 - other commands start without these modules
-
-    _require_owner(settings)
-    try:
-        output = logs.Output(settings.log)
-    except OSError as error:
-        _end(CANNOT_CREATE, f"the log file {settings.log.file} cannot be opened: {error.strerror}")
-    log = page.log() if page else logs.start(settings.log, output)
-    # On a terminal SIGHUP says that it was closed, and what ends by itself has no use for other settings.
-    reread = None
-    if settings.source is not None and drain_s is None and not output.is_terminal():
-        reread = partial(_reread, settings.source, output, log)
-    run = partial(app.run, settings, log=log, environ=os.environ, drain_s=drain_s)
-    try:
-        if page is None:
-            return run(reread=reread)
-        with page.shown():
-            return run(watch=page.watch, leave=page.leave)
-    except journal.StateInUseError as error:
-        _end(TRY_AGAIN, str(error))
-    except journal.JournalError as error:
-        _end(INTERNAL, str(error))
-    except OSError as error:
-        _end(*_state_fault(settings.state_dir, error))
-
-
 def _retry(settings: Config, names: tuple[str, ...], reason: str | None, inbox: str | None) -> int:
     from sfwatch import retry as it  # noqa: PLC0415 - as above
 
@@ -338,10 +275,10 @@ def _retry(settings: Config, names: tuple[str, ...], reason: str | None, inbox: 
     files: list[str | Failed] = [*names] or [*it.everything(settings, reason)]
     for what in files:
         try:
-            _out(logs.printable(_retried(settings, what, inbox)))
+            out(logs.printable(_retried(settings, what, inbox)))
         except it.NotRetriedError as why:
             status = FINDINGS
-            click.echo(logs.printable(f"sfwatch: {why}"), err=True)
+            complain("sfwatch", str(why))
     return status
 
 
@@ -358,72 +295,8 @@ def _retried(settings: Config, what: "str | Failed", inbox: str | None) -> str:
     try:
         it.wish(settings.state_dir, *held[0])
     except OSError as error:
-        _end(*_state_fault(settings.state_dir, error))
+        end(*state_fault(settings.state_dir, error))
     return f"{what}  will be sent again at the daemon's next look, if nobody can tell what became of it"
-
-
-def _require_owner(settings: Config) -> None:
-    """End unless this is the state folder's owner: what another user writes there would be closed to it."""
-    from sfwatch import users  # noqa: PLC0415 - as above
-
-    owner = users.foreign_owner(settings.state_dir)
-    if owner is not None:
-        run_as = users.as_user(owner, _command())
-        _end(NO_PERMISSION, f"{settings.state_dir} belongs to {users.user(owner)}; run: {run_as}")
-
-
-def _reread(path: Path, output: logs.Output, log: logs.EventLog) -> Config:
-    """Read the configuration anew, and open the log file anew: it may have been rotated."""
-    try:
-        output.reopen()
-    except OSError as error:
-        log("config.warning", detail=f"the log file can't be opened anew, the old one is kept: {error}")
-    return config.read(path, environ=os.environ)
-
-
-def _state_fault(state_dir: Path, error: OSError) -> tuple[int, str]:
-    """Say what is wrong with the state folder."""
-    what = f"the state folder {state_dir} can't be used: {error.strerror or error} ({error.filename})"
-    if isinstance(error, PermissionError):
-        return NO_PERMISSION, f"{what}: let {_me()} make and write it, or set another state_dir"
-    return CANNOT_CREATE, f"{what}: mend it, or set another state_dir"
-
-
-def _me() -> str:
-    from sfwatch import users  # noqa: PLC0415 - as above
-
-    return users.user(os.geteuid())
-
-
-def _command() -> list[str]:
-    """How this was called, fit to be called so by somebody else, whose PATH may be another."""
-    program = os.path.abspath(sys.argv[0]) if "/" in sys.argv[0] else "sfwatch"  # noqa: PTH100 - links stay
-    return [program, *sys.argv[1:]]
-
-
-def _out(text: str) -> None:
-    """Print a line; if that can't be done, say so and end, quietly where the reader has had enough."""
-    try:
-        click.echo(text)
-    except OSError as error:
-        _unwritable(error)
-
-
-def _unwritable(error: OSError) -> NoReturn:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would try again at its end
-    if error.errno == errno.EPIPE:
-        sys.exit(128 + signal.SIGPIPE)
-    _end(CANNOT_CREATE, f"standard output can't be written: {error.strerror}")
-
-
-def _end(status: int, message: str) -> NoReturn:
-    _complain("sfwatch", message)
-    sys.exit(status)
-
-
-def _complain(where: str, message: str) -> None:
-    paint = painter(colour=wants_colour(os.environ, terminal=sys.stderr.isatty()))
-    click.echo(f"{paint('31', logs.printable(where) + ':')} {logs.printable(message)}", err=True)
 
 
 # ---- log ----
@@ -432,7 +305,7 @@ def _complain(where: str, message: str) -> None:
 def _show(found: "Iterable[Event | str]", page: "LogPage", last: int | None) -> None:
     for event in found if last is None else deque(found, maxlen=last):
         for row in page.rows(event):
-            _out(row)
+            out(row)
 
 
 # ---- check ----
@@ -442,13 +315,9 @@ def _check_page(*, as_json: bool) -> "Page":
     from sfwatch.check_page import JsonPage, TextPage  # noqa: PLC0415 - as above
 
     if as_json:
-        return JsonPage(_out)
+        return JsonPage(out)
     cells = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    return TextPage(_out, colour=_colour(), cells=cells)
-
-
-def _colour() -> bool:
-    return wants_colour(os.environ, terminal=sys.stdout.isatty())
+    return TextPage(out, colour=has_colour(), cells=cells)
 
 
 def _looked_at(path: Path | None, page: "Page", *, everything: bool) -> Config | None:
@@ -476,7 +345,7 @@ def _preflight(settings: Config | None, page: "Page", *, online: bool) -> None:
 
     if settings is None:
         return
-    for note in preflight.installation(settings, os.environ, online=online, wall=_wall, command=_command()):
+    for note in preflight.installation(settings, os.environ, online=online, wall=_wall, command=command_line()):
         page.note(note)
 
 
@@ -489,8 +358,4 @@ def _batch_files(names: Iterable[str], settings: Config | None, page: "Page") ->
 
     bounds = lint.limits(settings)
     for name in names:
-        page.file(lint.batch_file(name, bounds, _stdin(), page.wanted))
-
-
-def _stdin() -> BinaryIO | None:
-    return sys.stdin.buffer if sys.stdin is not None else None
+        page.file(lint.batch_file(name, bounds, stdin(), page.wanted))

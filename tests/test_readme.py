@@ -144,6 +144,8 @@ def test_every_module_has_tests() -> None:
         "outcomes",
         "work",
         "exits",
+        "launch",
+        "terminal",
         "notes",
         "obstacles",
         "trial",

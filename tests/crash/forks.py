@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 # The command line imports what it needs when it needs it; here that must be before the first fork.
-from sfwatch import app, cli, preflight  # noqa: F401
+from sfwatch import app, launch, preflight  # noqa: F401
 
 TIMEOUT_S = 30
 """How long a daemon may take before it counts as hung: SIGALRM ends it."""
@@ -56,7 +56,7 @@ def _run(order: Any, page: mmap.mmap) -> NoReturn:
     status = 99
     try:
         _arm(page, point, mode, error)
-        status = cli._work(config, drain_s=drain_s)
+        status = launch.work(config, drain_s=drain_s)
     except SystemExit as end:
         status = int(end.code or 0)
     except BaseException:  # noqa: BLE001 - a forked child never returns
