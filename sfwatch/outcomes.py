@@ -20,6 +20,7 @@ from sfwatch.job import (
     Gone,
     Ignored,
     InboxGone,
+    Job,
     LookAgain,
     NoStorage,
     NotTaken,
@@ -46,7 +47,7 @@ OTHERS_ACCEPTED = 3
 
 
 def finished(core: Core, key: Key, outcome: Outcome, now: float) -> None:
-    del core.under_way[key]
+    job = core.under_way.pop(key)
     entry = core.table.get(key)
     sent_to = next((it for it in core.services.values() if key in it.under_way), None)
     service = sent_to or core.service_of[key[0]]  # its inbox may go to another target by now
@@ -59,6 +60,7 @@ def finished(core: Core, key: Key, outcome: Outcome, now: float) -> None:
     refused = outcome.folder if isinstance(outcome, NoStorage) else None
     core.storage.end_trial(key, now, proved=_proves_storage(outcome), refused=refused)
     entry.task = Task.DELIVER
+    entry.insist = entry.insist and not _may_have_been_sent(job, outcome)
     if sent_to is not None:
         _tell_target(core, service, entry, outcome, now)
     _after(core, service, entry, outcome, now)
@@ -380,6 +382,17 @@ def _is_settled(outcome: Outcome) -> bool:
             return known is None or known.state is not State.UNKNOWN
         case _:
             return True
+
+
+def _may_have_been_sent(job: Job, outcome: Outcome) -> bool:
+    """Whether the wish that a lost upload be sent again was granted: it is not granted a second time."""
+    match outcome:
+        case Unknown() | Crashed():
+            return True
+        case NoStorage(known=known):
+            return known is None or job.known is None or known.attempts > job.known.attempts
+        case _:
+            return False
 
 
 def _alike(verdict: Verdict) -> str:

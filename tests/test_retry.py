@@ -251,6 +251,21 @@ def test_a_wish_outlasts_a_restart(loop: Loop) -> None:
     loop.twice = 1
 
 
+def test_one_wish_sends_a_lost_upload_once_again(loop: Loop) -> None:
+    """Is that answer lost as well, it takes another wish: the service may have stored each of them."""
+    loop.service.listing = Listing(answer=answering(404, {}).answer)
+    loop.uploads = loop.uploads.__class__(resend_limit=0)
+    loop.start()
+    loop.service.always = storing_then_resetting()
+    loop.drop("a", "x.jsonl")
+    loop.look().run(600)
+    retry.wish(loop.settings().state_dir, "a", "x.jsonl")
+    loop.run(3600)
+    assert loop.posts() == 2
+    assert loop.claims("a") == ["x.jsonl"]
+    loop.twice = 1
+
+
 # The command.
 
 
