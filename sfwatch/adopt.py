@@ -1,14 +1,15 @@
 """What a crash, a lost inbox or another instance left claimed is found again, with all that is known of it.
 
 The claims themselves are the truth; the journal only says what is known about them. A claim of ours of which it
-knows nothing was never sent: the journal is written first. Of a claim that another instance left behind nothing
-is known, so it may have been sent at any time since it was claimed, and is looked up before anything is sent.
+knows nothing was never sent: the journal is written first. It may know it under another path, though: a folder
+can be moved with all that is in it. Of a claim that another instance left behind nothing is known, so it may
+have been sent at any time since it was claimed, and is looked up before anything is sent.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfwatch import claim, files
@@ -28,8 +29,10 @@ class Leftover:
     claimed: bool
 
 
-def leftovers(w: Watched, journal: Journal, *, state_dir: Path, log: EventLog, now: float) -> list[Leftover]:
-    """Take over what lies claimed in an inbox, and return it; `now` is the wall clock's.
+def leftovers(
+    w: Watched, journal: Journal, *, paths: Collection[str], state_dir: Path, log: EventLog, now: float
+) -> list[Leftover]:
+    """Take over what lies claimed in an inbox, and return it; `now` is the wall clock's, `paths` all inboxes'.
 
     The lock on the claims is taken if there are any. Raises OSError, ClaimError and NotRegular for the inbox's
     faults, StorageError for the state folder's.
@@ -40,8 +43,31 @@ def leftovers(w: Watched, journal: Journal, *, state_dir: Path, log: EventLog, n
         w.lock = claim.lock(inbox.path, instance)
     _adopt_foreign(w, journal, state_dir, log, now)
     with storage(state_dir):
-        rows = {d.name: d for d in journal.under_way() if d.inbox == str(inbox.path)}
+        under_way = journal.under_way()
+    rows = {d.name: d for d in under_way if d.inbox == str(inbox.path)}
+    homeless = [d for d in under_way if d.inbox not in paths and d.name not in rows]
+    rows |= _moved_here(inbox, journal, homeless, state_dir)
     return [*_claimed(inbox, instance, rows), *_unclaimed(rows)]
+
+
+def _moved_here(
+    inbox: Inbox, journal: Journal, homeless: Collection[Delivery], state_dir: Path
+) -> dict[str, Delivery]:
+    """The rows of claims that were written while the inbox had another path: they are its own from now on."""
+    claimed = claim.claimed(inbox.path, journal.instance) if homeless else []
+    moved = {}
+    for known in homeless:
+        if known.name in claimed and known.name not in moved and _is_of(inbox, journal.instance, known):
+            with storage(state_dir):
+                moved[known.name] = journal.save(replace(known, inbox=str(inbox.path)))
+    return moved
+
+
+def _is_of(inbox: Inbox, instance: str, known: Delivery) -> bool:
+    """Whether the claim of that name is the file of this row; a copy on another disk has the same time."""
+    with claim.place(inbox.path, instance, known.name) as (folder, base):
+        st = files.lstat(base, dir_fd=folder)
+    return (st.st_size, st.st_mtime_ns) == (known.size, known.mtime_ns)
 
 
 def _sweep(inbox: Inbox) -> None:

@@ -58,9 +58,9 @@ class Inboxes:
         self._tell_orphaned_rows()
 
     def take_up(self, now: float) -> None:
-        """Begin with every inbox of the settings that is not watched yet."""
+        """Begin with every inbox of the settings that is not watched yet, by its former name neither."""
         for inbox in self.config.inboxes:
-            if inbox.name in self.watched:
+            if inbox.name in self.watched or any(w.inbox.path == inbox.path for w in self.watched.values()):
                 continue
             w = self.watched[inbox.name] = watch.watched(inbox)
             w.next_look = now
@@ -92,22 +92,50 @@ class Inboxes:
         watch.change(w, inbox, self.doorbell)
 
     def forget_unclaimed(self, w: Watched) -> None:
-        """Forget the files that lie in the inbox itself; no worker has any of them."""
+        """Forget the files that lie in the inbox itself; no worker has any of them.
+
+        What could not be written down is kept, even if nobody can see now whether it is claimed.
+        """
         for entry in list(self.table.names(w.inbox.name).values()):
-            if entry.stage is not Stage.UNDER_WAY and not entry.claimed:
+            if entry.stage is not Stage.UNDER_WAY and not entry.claimed and entry.known is None:
                 self.table.remove(entry)
                 w.claims.discard(entry.name)
         self.unlock(w)
 
     def release(self) -> list[str]:
         """Forget the inboxes that are to be let go of and of which nothing is under way; return their names."""
-        done = [w for w in self.watched.values() if w.leaving and not self.table.names(w.inbox.name)]
+        done = [w for w in self.watched.values() if w.leaving and self._may_go(w)]
         for w in done:
+            for entry in list(self.table.names(w.inbox.name).values()):
+                self.table.remove(entry)
             self.doorbell.unwatch(w.inbox.name)
             self._drop_lock(w)
             del self.watched[w.inbox.name]
             self.log("inbox.released", inbox=w.inbox.name, path=w.inbox.path)
         return [w.inbox.name for w in done]
+
+    def _may_go(self, w: Watched) -> bool:
+        """Whether no worker has a file of it, and none is claimed that could still come to its end there.
+
+        An inbox that is lost, or whose folder or name is another's in the settings, is not waited for: what is
+        claimed and written down is found again under the folder's other name, or once the settings name it.
+        """
+        entries = self.table.names(w.inbox.name).values()
+        if any(entry.stage is Stage.UNDER_WAY for entry in entries):
+            return False
+        replaced = any(w.inbox.name == it.name or w.inbox.path == it.path for it in self.config.inboxes)
+        return not entries or (
+            (replaced or w.lost is not None) and all(self._is_written_down(w, entry) for entry in entries)
+        )
+
+    def _is_written_down(self, w: Watched, entry: Entry) -> bool:
+        """Whether the journal knows what the table does: a full disk may have kept an answer from it."""
+        if entry.known is None:
+            return True
+        with contextlib.suppress(OSError):
+            written = self.journal.find(str(w.inbox.path), entry.name)
+            return written is not None and written.state is entry.known.state
+        return False
 
     def look_at(self, inbox: str, now: float) -> None:
         """Let an inbox be looked at soon, if it is still watched: something rang."""
@@ -325,7 +353,12 @@ class Inboxes:
             self.log("file.seen", inbox=entry.inbox, file=entry.name)
 
     def _adopt(self, w: Watched, now: float) -> None:
-        found = adopt.leftovers(w, self.journal, state_dir=self.config.state_dir, log=self.log, now=self.wall())
+        paths = {
+            str(inbox.path) for inbox in (*self.config.inboxes, *(it.inbox for it in self.watched.values()))
+        }
+        found = adopt.leftovers(
+            w, self.journal, paths=paths, state_dir=self.config.state_dir, log=self.log, now=self.wall()
+        )
         for leftover in found:
             home = w.identity if leftover.claimed else None
             self._resume(w, leftover.name, leftover.known, now, home=home)

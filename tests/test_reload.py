@@ -10,7 +10,7 @@ import pytest
 from loop import Loop, line
 
 from sfwatch.settings import Api, Config, Uploads
-from sfwatch.standin import StandIn, answering, storing_then_resetting
+from sfwatch.standin import Listing, StandIn, answering, storing_then_resetting
 
 REFUSED = answering(401, {"code": 20001, "message": "no"})
 
@@ -213,3 +213,160 @@ def test_a_lost_upload_is_still_looked_for_after_its_inbox_is_gone(loop: Loop) -
     assert loop.said("upload.recovered")
     assert loop.done("b") == ["x.jsonl"]
     assert loop.said("inbox.released")
+
+
+def test_a_held_target_that_has_lost_its_inboxes_is_not_asked_any_more(loop: Loop) -> None:
+    """Its last upload is still under way; there is nobody left for whom it should be probed."""
+    loop.uploads = Uploads(concurrency=3)
+    loop.start()
+    loop.pool.holds = True
+    loop.drop("a", "x.jsonl")
+    loop.drop("a", "y.jsonl")
+    loop.look().run(10)
+    assert len(loop.pool.held) == 2
+    loop.service.script.append(REFUSED)
+    with StandIn() as other:
+        loop.api = Api(base_url=other.base_url)
+        reload(loop)
+        loop.pool.release()
+        loop.run(600)
+        assert loop.said("target.held", reason="unauthorized")
+        loop.pool.holds = False
+        loop.pool.release(len(loop.pool.held))
+        loop.run(600)
+        assert loop.done("a") == ["x.jsonl", "y.jsonl"]
+        assert len(loop.daemon.services) == 1
+        loop.service.stored.extend(other.stored)
+
+
+def _renamed(loop: Loop, **names: str) -> Config:
+    """The settings with other names for the same folders."""
+    settings = loop.settings()
+    inboxes = [replace(inbox, name=names.get(inbox.name, inbox.name)) for inbox in settings.inboxes]
+    return replace(settings, inboxes=tuple(inboxes))
+
+
+def _lose(loop: Loop, name: str) -> None:
+    """Let an upload's answer be lost, of which nobody can tell afterwards."""
+    loop.service.listing = Listing(answer=answering(404, {}).answer)
+    loop.uploads = replace(loop.uploads, resend_limit=0)
+    loop.start()
+    loop.service.script.append(storing_then_resetting())
+    loop.drop(name, "x.jsonl")
+    loop.look().run(600)
+    assert loop.said("upload.undecided")
+
+
+def test_an_inbox_that_gets_another_name_goes_on_with_its_lost_uploads(loop: Loop) -> None:
+    """Under the new name, at once: of the old one nothing is left but what lies claimed there."""
+    _lose(loop, "a")
+    _use(loop, _renamed(loop, a="z"))
+    reload(loop).run(60)
+    assert not loop.said("inbox.lost")
+    assert loop.daemon.inboxes.watched.keys() == {"z"}
+    loop.drop("a", "y.jsonl")
+    loop.look().run(60)
+    assert loop.done("a") == ["y.jsonl"]
+    assert loop.claims("a") == ["x.jsonl"]
+    assert loop.entry("z", "x.jsonl").claimed
+    assert loop.posts() == 2
+    loop.lines[:] = []  # its events are those of another inbox
+    loop.drops.clear()
+
+
+def test_an_inbox_that_gets_another_name_is_not_lost_meanwhile(loop: Loop) -> None:
+    """An upload of the old name is under way: the new one begins once that is done."""
+    loop.start()
+    loop.pool.holds = True
+    loop.drop("a", "x.jsonl")
+    loop.drop("a", "y.jsonl")
+    loop.look().run(10)
+    _use(loop, _renamed(loop, a="z"))
+    reload(loop).run(60)
+    loop.pool.holds = False
+    loop.pool.release(2)
+    loop.run(60)
+    assert not loop.said("inbox.lost")
+    assert not loop.said("file.waiting")
+    assert loop.daemon.inboxes.watched.keys() == {"z"}
+    assert loop.done("a") == ["x.jsonl", "y.jsonl"]
+
+
+def test_two_inboxes_that_change_their_names(loop: Loop) -> None:
+    """Also if each has an upload of which nobody can tell."""
+    loop.names = ("a", "b")
+    (loop.root / "b").mkdir()
+    _lose(loop, "a")
+    _use(loop, _renamed(loop, a="b", b="a"))
+    reload(loop).run(60)
+    assert not loop.said("inbox.lost")
+    assert loop.daemon.inboxes.watched["b"].inbox.path == loop.inbox_of("a")
+    loop.drop("a", "y.jsonl")
+    loop.drop("b", "z.jsonl")
+    loop.look().run(60)
+    assert loop.done("a") == ["y.jsonl"]
+    assert loop.done("b") == ["z.jsonl"]
+    assert loop.claims("a") == ["x.jsonl"]
+    loop.lines[:] = []
+    loop.drops.clear()
+
+
+def test_a_folder_that_is_lost_does_not_keep_its_name(loop: Loop) -> None:
+    """Its disk is gone with a lost upload on it; another folder takes its place in the settings."""
+    _lose(loop, "a")
+    gone = loop.inbox_of("a").rename(loop.root / "gone")
+    loop.look().run(60)
+    assert loop.said("inbox.lost")
+    elsewhere = loop.root / "a" / "elsewhere"
+    elsewhere.mkdir()
+    settings = loop.settings()
+    _use(loop, replace(settings, inboxes=(replace(settings.inboxes[0], path=elsewhere),)))
+    reload(loop).run(60)
+    assert loop.daemon.inboxes.watched["a"].inbox.path == elsewhere
+    assert loop.daemon.inboxes.watched["a"].lost is None
+    loop.run(600)
+    gone.rename(loop.inbox_of("a"))
+    loop.lines[:] = []
+    loop.drops.clear()
+
+
+def test_a_lost_inbox_that_is_gone_from_the_settings_is_let_go_of(loop: Loop) -> None:
+    """What is claimed in it waits until the settings name it again."""
+    loop.names = ("b", "a")
+    (loop.root / "b").mkdir()
+    _lose(loop, "a")
+    gone = loop.inbox_of("a").rename(loop.root / "gone")
+    loop.look().run(60)
+    reload(loop, "b").run(60)
+    assert loop.said("inbox.released")
+    gone.rename(loop.inbox_of("a"))
+    reload(loop, "b", "a").run(600)
+    assert loop.claims("a") == ["x.jsonl"]
+    assert len(loop.said("upload.undecided")) == 2
+    assert loop.posts() == 1
+
+
+@pytest.mark.parametrize("during", ["a reload", "a restart"])
+def test_a_folder_that_was_moved_with_its_claims_is_known_again(loop: Loop, during: str) -> None:
+    """Its settings name another path now, but its uploads are the same: none is sent a second time."""
+    loop.names = ("a", "b")
+    (loop.root / "b").mkdir()
+    _lose(loop, "a")
+    loop.drop("a", "accepted.jsonl")
+    loop.on_say("upload.accepted", (loop.root / "a" / "done").rmdir)
+    loop.look().run(60)
+    assert sorted(loop.claims("a")) == ["accepted.jsonl", "x.jsonl"]
+    settings = loop.settings()
+    elsewhere = loop.inbox_of("a").rename(loop.root / "a" / "elsewhere")
+    moved = replace(settings.inboxes[0], path=elsewhere)
+    _use(loop, replace(settings, inboxes=(moved, settings.inboxes[1])))
+    loop.on_say("upload.accepted", lambda: None)
+    (loop.root / "a" / "done").mkdir()
+    if during == "a restart":
+        loop.restart().run(600)
+    else:
+        reload(loop).run(600)
+    assert loop.done("a") == ["accepted.jsonl"]
+    assert loop.posts() == 2
+    assert loop.said("upload.undecided")[1:]
+    elsewhere.rename(loop.inbox_of("a"))
