@@ -59,6 +59,7 @@ class Publisher:
     clock: Callable[[], float]
     wall: Callable[[], float]
     due_at: float | None = None
+    _process: str = field(default_factory=lambda: status.process_of(os.getpid()) or "")
     _ahead_s: float = 0.0  # of the wall clock; kept as long as it is about right, or all times would tremble
     _next_at: float = 0.0
     _metrics_at: float = 0.0
@@ -74,7 +75,7 @@ class Publisher:
             return
         if abs(self.wall() - self.clock() - self._ahead_s) > 1.0:
             self._ahead_s = self.wall() - self.clock()
-        snapshot = build(view, now, self._ahead_s)
+        snapshot = build(view, now, self._ahead_s, self._process)
         self._next_at = now + max(PAUSE_S, SHARE * (self.clock() - now))
         self.due_at = self._next_at if view.under_way else None
         path = status.path(view.config, self.environ)
@@ -118,7 +119,7 @@ class Publisher:
 # ---- building ----
 
 
-def build(view: View, now: float, ahead_s: float) -> status.Status:
+def build(view: View, now: float, ahead_s: float, process: str) -> status.Status:
     """Return the document of this moment; `ahead_s` is what the wall clock is ahead of the monotonic one."""
     watched = view.inboxes.watched
     waiting = tuple(chain.from_iterable(_waiting(view, w, now, ahead_s) for w in watched.values()))
@@ -130,7 +131,7 @@ def build(view: View, now: float, ahead_s: float) -> status.Status:
         version=__version__,
         state=view.state,
         pid=os.getpid(),
-        process=status.process_of(os.getpid()) or "",
+        process=process,
         started_at=_moment(view.started_at + ahead_s),
         published_at=_moment(now + ahead_s),
         config=_text(os.path.abspath(view.config.source)) if view.config.source else None,  # noqa: PTH100
