@@ -7,9 +7,9 @@ is left in the state folder, and the daemon takes it up at its next look, or at 
 Whoever may write to a failed folder may have written a report, too: what it says is distrusted.
 """
 
+import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sfwatch import claim, files, move, record
+from sfwatch import arrive, claim, files, move, record
 from sfwatch.settings import Config, Inbox
 
 HISTORY = ".sfwatch-history"
@@ -105,16 +105,20 @@ def _lies_in(folder: Path, name: str) -> bool:
 
 def _failed(folder: Path, name: str) -> Failed:
     """The file and its report; that of an earlier try that was cut off lies in the history already."""
-    with _opened(folder, name) as (fd, base):
+    report = None
+    with suppress(OSError, files.NotRegular), _opened(folder, name) as (fd, base):
         report = _read(fd, base + record.REPORT)
         if report is None:
-            with suppress(OSError, files.NotRegular), files.folder(HISTORY, dir_fd=fd) as history:
+            with files.folder(HISTORY, dir_fd=fd) as history:
                 report = _read(history, base + record.REPORT)
     return Failed(folder, name, report)
 
 
 def _read(dir_fd: int, name: str) -> Mapping[str, Any] | None:
-    with suppress(OSError, ValueError, files.NotRegular), files.regular(name, dir_fd=dir_fd) as fd:
+    with (
+        suppress(OSError, ValueError, RecursionError, files.NotRegular),
+        files.regular(name, dir_fd=dir_fd) as fd,
+    ):
         with open(fd, "rb", closefd=False) as document:
             report = json.loads(document.read(_REPORT_LIMIT))
         return report if isinstance(report, dict) else None
@@ -164,7 +168,11 @@ def _move_home(failed: Failed, home: Inbox, name: str, now: datetime) -> None:
         if files.exists(wanted, dir_fd=target):
             raise FileExistsError
         _into_history(source, base, now)
-        move.move(source, base, target, wanted, fd=fd, sha256=move.digest(fd))
+        try:
+            move.move(source, base, target, wanted, fd=fd, sha256=move.digest(fd))
+        finally:
+            if files.exists(base, dir_fd=source):  # then it can be found by its report as before
+                _out_of_history(source, base)
         _marker_too(home, source, base, target, wanted)
 
 
@@ -185,10 +193,9 @@ def _name_in(home: Inbox, failed: Failed) -> str:
         name = record.original_name(failed.report) if failed.report else failed.name
     except ValueError as odd:
         raise NotRetriedError(f"the report of {failed.folder / failed.name} can't be believed: {odd}") from None
-    parts = files.parts(name)
-    if parts[0] == claim.FOLDER or (len(parts) > 1 and not home.recursive):
+    if not arrive.candidate(name, home) or ("/" in name and not home.recursive):
         raise NotRetriedError(
-            f"{failed.folder / failed.name} can't go to {home.path / name}: it is not looked at"
+            f"{failed.folder / failed.name} can't go to {home.path / name}: no file of that name is taken there"
         )
     return name
 
@@ -201,17 +208,26 @@ def _home_of(home: Inbox, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _into_history(source: int, base: str, now: datetime) -> None:
-    """Keep the report under its name, or with the time if an earlier one has that."""
+    """Keep the report under its name; an earlier one of that name is kept by the time."""
     report = base + record.REPORT
     if not files.exists(report, dir_fd=source):
         return
     with suppress(FileExistsError):
         os.mkdir(HISTORY, 0o770, dir_fd=source)
     with files.folder(HISTORY, dir_fd=source) as history:
-        kept = report if not files.exists(report, dir_fd=history) else f"{now:%Y%m%dT%H%M%S%f}Z{record.REPORT}"
-        files.rename_noreplace(report, kept, src_dir_fd=source, dst_dir_fd=history)
+        if files.exists(report, dir_fd=history):
+            earlier = f"{now:%Y%m%dT%H%M%S%f}Z{record.REPORT}"
+            files.rename_noreplace(report, earlier, src_dir_fd=history, dst_dir_fd=history)
+        files.rename_noreplace(report, report, src_dir_fd=source, dst_dir_fd=history)
         files.sync_folder(history)
     files.sync_folder(source)
+
+
+def _out_of_history(source: int, base: str) -> None:
+    """The file could not be moved: its report comes back, if it may; else it is found where it is."""
+    report = base + record.REPORT
+    with suppress(OSError), files.folder(HISTORY, dir_fd=source) as history:
+        files.rename_noreplace(report, report, src_dir_fd=history, dst_dir_fd=source)
 
 
 def _marker_too(home: Inbox, source: int, base: str, target: int, wanted: str) -> None:
@@ -241,11 +257,11 @@ def claimed(config: Config, name: str) -> list[tuple[str, str]]:
 
 
 def wish(state_dir: Path, inbox: str, name: str) -> None:
-    """Ask the daemon to send a lost upload again. OSError if that can't be written down."""
+    """Ask the daemon to send a lost upload again, once however often it is asked. OSError if it can't be."""
     folder = state_dir / WISHES
     folder.mkdir(mode=0o700, exist_ok=True)
-    text = json.dumps({"inbox": inbox, "name": os.fsencode(name).hex()})
-    files.put(folder / f"{secrets.token_hex(8)}.json", text.encode(), mode=0o600)
+    text = json.dumps({"inbox": inbox, "name": os.fsencode(name).hex()}).encode()
+    files.put(folder / f"{hashlib.sha256(text).hexdigest()[:32]}.json", text, mode=0o600)
 
 
 def wishes(state_dir: Path) -> Sequence[Wish]:

@@ -6,13 +6,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 from loop import Loop, line
+from world import fill, tmpfs
 
-from sfwatch import retry
+from sfwatch import files, retry
 from sfwatch.settings import Config, Inbox
 from sfwatch.standin import Listing, StandIn, answering, storing_then_resetting
 
@@ -121,6 +124,67 @@ def test_a_retry_that_was_cut_off_is_continued(config: Config) -> None:
     (inbox.failed / retry.HISTORY).mkdir()
     (inbox.failed / "x.jsonl.error.json").rename(inbox.failed / retry.HISTORY / "x.jsonl.error.json")
     assert again(config, "x.jsonl") == inbox.path / "x.jsonl"
+
+
+def test_a_retry_that_was_cut_off_goes_by_the_latest_report(config: Config) -> None:
+    """An earlier file of that name may have been another inbox's."""
+    (inbox,) = config.inboxes
+    other = replace(inbox, name="b", path=inbox.path.with_name("other"))
+    other.path.mkdir()
+    both = replace(config, inboxes=(inbox, other))
+    again(both, "x.jsonl").unlink()
+    fail(inbox.failed, "x.jsonl", inbox="b")
+    with files.folder(inbox.failed) as source:
+        retry._into_history(source, "x.jsonl", datetime.now(UTC))
+    assert again(both, "x.jsonl") == other.path / "x.jsonl"
+
+
+def test_a_file_that_could_not_be_moved_is_found_by_the_next_retry(config: Config) -> None:
+    """Its report is where it was, so that `--all` names it again once there is room."""
+    (inbox,) = config.inboxes
+    with tmpfs(inbox.path, "64k"):
+        ballast = fill(inbox.path)
+        for name in ("x.jsonl", "y.jsonl"):
+            fail(inbox.failed, name)
+            with pytest.raises(retry.NotRetriedError, match="No space left"):
+                again(config, name)
+        assert [it.name for it in retry.everything(config)] == ["x.jsonl", "y.jsonl"]
+        ballast.unlink()
+        for it in list(retry.everything(config)):
+            retry.put_back(config, it)
+        assert lies_in(inbox.path) == ["x.jsonl", "y.jsonl"]
+
+
+def test_a_report_that_nobody_can_read_holds_up_no_other(config: Config) -> None:
+    """Whoever may write to the failed folder may have put anything there."""
+    (inbox,) = config.inboxes
+    fail(inbox.failed, "a.jsonl")
+    (inbox.failed / "a.jsonl.error.json").write_text("[" * 100_000)
+    fail(inbox.failed, "b.jsonl")
+    (inbox.failed / "b.jsonl.error.json").unlink()
+    os.mkfifo(inbox.failed / "b.jsonl.error.json")
+    assert [it.name for it in retry.everything(config)] == ["x.jsonl"]
+    with pytest.raises(retry.NotRetriedError, match="--inbox"):
+        again(config, "a.jsonl")
+
+
+def test_a_name_that_is_not_taken_any_more_is_refused(config: Config) -> None:
+    """It would lie in its inbox for ever: the patterns have changed, or the report was forged."""
+    (inbox,) = config.inboxes
+    others = replace(config, inboxes=(replace(inbox, match=("*.ndjson",)),))
+    with pytest.raises(retry.NotRetriedError, match="no file of that name is taken"):
+        again(others, "x.jsonl")
+    fail(inbox.failed, "y.jsonl", original_name=".y.jsonl")
+    with pytest.raises(retry.NotRetriedError, match="no file of that name is taken"):
+        again(config, "y.jsonl")
+
+
+def test_a_wish_that_is_said_twice_is_one(config: Config) -> None:
+    """Whoever is impatient does not pay for a third upload."""
+    config.state_dir.mkdir()
+    for _ in range(2):
+        retry.wish(config.state_dir, "a", "x.jsonl")
+    assert len(retry.wishes(config.state_dir)) == 1
 
 
 def test_reports_of_the_same_name_are_all_kept(config: Config) -> None:
