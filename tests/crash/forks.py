@@ -16,7 +16,9 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 # The command line imports what it needs when it needs it; here that must be before the first fork.
-from sfwatch import app, launch, preflight  # noqa: F401
+import structlog  # noqa: F401
+
+from sfwatch import app, launch  # noqa: F401
 
 TIMEOUT_S = 30
 """How long a daemon may take before it counts as hung: SIGALRM ends it."""
