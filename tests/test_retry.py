@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from loop import Loop, line
-from world import fill, tmpfs
+from world import fill, needs_root, tmpfs
 
 from sfwatch import files, retry
 from sfwatch.settings import Config, Inbox
@@ -139,6 +139,7 @@ def test_a_retry_that_was_cut_off_goes_by_the_latest_report(config: Config) -> N
     assert again(both, "x.jsonl") == other.path / "x.jsonl"
 
 
+@needs_root
 def test_a_file_that_could_not_be_moved_is_found_by_the_next_retry(config: Config) -> None:
     """Its report is where it was, so that `--all` names it again once there is room."""
     (inbox,) = config.inboxes
