@@ -49,7 +49,7 @@ def prepare(inbox: Path, instance: str) -> None:
     ClaimError: "unsafe" with what to do, or "cannot_move" if the inbox is not ours to write to.
     FileNotFoundError if the inbox is gone; other OSErrors, as a full disk, unchanged.
     """
-    with _opened(inbox) as top, _ours(top, inbox, instance, make=True):
+    with files.trusted_folder(inbox) as top, _ours(top, inbox, instance, make=True):
         pass
 
 
@@ -63,7 +63,7 @@ def take(inbox: Path, instance: str, name: str) -> None:
     """
     _require_outside(name)
     for _ in range(_TRIES):  # another thread may tidy the folders for claims away while we are under way
-        with _opened(inbox) as top:
+        with files.trusted_folder(inbox) as top:
             if _taken_from(top, inbox, instance, name):
                 return
     raise ClaimError("namesake", f"the folders for the claim of {name!r} are never left in peace")
@@ -146,7 +146,7 @@ def _tidied(mine: int, name: str) -> bool:
 
 def open_claimed(inbox: Path, instance: str, name: str) -> int:
     """Open a claimed file for reading. FileNotFoundError, NotRegular, ClaimError("unsafe")."""
-    with _opened(inbox) as top, _ours(top, inbox, instance) as mine:
+    with _mine(inbox, instance) as mine:
         return files.open_regular(name, dir_fd=mine)
 
 
@@ -156,7 +156,11 @@ def place(inbox: Path, instance: str, name: str) -> Iterator[tuple[int, str]]:
 
     Opened for this call only. FileNotFoundError, NotRegular, ClaimError("unsafe").
     """
-    with _opened(inbox) as top, _ours(top, inbox, instance) as mine, files.parent(mine, name) as found:
+    with (
+        files.trusted_folder(inbox) as top,
+        _ours(top, inbox, instance) as mine,
+        files.parent(mine, name) as found,
+    ):
         yield found
 
 
@@ -167,7 +171,11 @@ def give_back(inbox: Path, instance: str, name: str) -> None:
     a newcomer (or what stands where a folder was) has the name, and the file stays claimed.
     FileNotFoundError: it is not claimed, or the inbox is gone.
     """
-    with _opened(inbox) as top, _ours(top, inbox, instance) as mine, files.parent(mine, name) as (claim, base):
+    with (
+        files.trusted_folder(inbox) as top,
+        _ours(top, inbox, instance) as mine,
+        files.parent(mine, name) as (claim, base),
+    ):
         files.lstat(base, dir_fd=claim)
         try:
             _rename_home(claim, base, top, name)
@@ -184,7 +192,7 @@ def _rename_home(claim: int, base: str, top: int, name: str) -> None:
 
 def discard_empty_folders(inbox: Path, instance: str) -> None:
     """Remove what sub-folders are left empty among our claims, as far as possible. Never raises OSError."""
-    with suppress(OSError, ClaimError), _opened(inbox) as top, _ours(top, inbox, instance) as mine:
+    with suppress(OSError, ClaimError), files.trusted_folder(inbox) as top, _ours(top, inbox, instance) as mine:
         _discard_empty(mine)
 
 
@@ -197,7 +205,7 @@ def _discard_empty(fd: int) -> None:
 
 def claimed(inbox: Path, instance: str) -> list[str]:
     """The relative names of the regular files that we hold in an inbox."""
-    with _opened(inbox) as top:
+    with files.trusted_folder(inbox) as top:
         if not files.exists(FOLDER, dir_fd=top):
             return []
         with _private(top, FOLDER, inbox / FOLDER) as outer:
@@ -206,7 +214,7 @@ def claimed(inbox: Path, instance: str) -> list[str]:
 
 def foreign(inbox: Path, instance: str) -> dict[str, list[str]]:
     """What other instances hold in an inbox: instance to relative names, those without any left out."""
-    with _opened(inbox) as top:
+    with files.trusted_folder(inbox) as top:
         if not files.exists(FOLDER, dir_fd=top):
             return {}
         with _private(top, FOLDER, inbox / FOLDER) as outer:
@@ -253,7 +261,7 @@ def lock(inbox: Path, instance: str) -> int:
     To be held before the first claim or adoption and until there are none, and not longer: while it is open
     the inbox can't be unmounted. BlockingIOError if it is held already, by this process as well.
     """
-    with _opened(inbox) as top, _ours(top, inbox, instance, make=True) as mine:
+    with files.trusted_folder(inbox) as top, _ours(top, inbox, instance, make=True) as mine:
         held = os.dup(mine)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -284,7 +292,7 @@ def adopt_foreign(
     if not former:
         _require_local(inbox)
     with (
-        _opened(inbox) as top,
+        files.trusted_folder(inbox) as top,
         _ours(top, inbox, instance, make=True) as mine,
         _private(top, FOLDER, inbox / FOLDER) as outer,
         _private(outer, other, claims_folder(inbox, other)) as theirs,
@@ -325,12 +333,10 @@ def _adopted(theirs: int, mine: int, name: str, note: Callable[[str, os.stat_res
 
 
 @contextmanager
-def _opened(inbox: Path) -> Iterator[int]:
-    fd = os.open(inbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        files.close(fd)
+def _mine(inbox: Path, instance: str) -> Iterator[int]:
+    """Our own folder in an inbox, opened for one call."""
+    with files.trusted_folder(inbox) as top, _ours(top, inbox, instance) as mine:
+        yield mine
 
 
 @contextmanager
@@ -357,8 +363,7 @@ def _open_private(dir_fd: int, name: str, path: Path, *, make: bool) -> int:
     try:
         if make:
             return files.make_folder(dir_fd, name, _PRIVATE)
-        with files.below(dir_fd, [name]) as found:
-            return os.dup(found)
+        return files.open_sub_folder(dir_fd, name)
     except (OSError, files.NotRegular) as error:
         meaning = _no_folder(error, dir_fd, name, path)
         if meaning is None:

@@ -197,12 +197,25 @@ def folder(path: Path | str, *, dir_fd: int | None = None) -> Iterator[int]:
 
 
 @contextmanager
+def trusted_folder(path: Path) -> Iterator[int]:
+    """A folder of the administrator's, whose path may lead through links; closed at the end."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        close(fd)
+
+
+@contextmanager
 def below(dir_fd: int, folders: list[str], *, make: int | None = None) -> Iterator[int]:
     """The folder that `folders` lead to from `dir_fd`, component by component, no link followed.
 
     With `make`, missing ones are made, durably and with exactly that mode. FileNotFoundError also if a
     component is no folder any more, NotRegular if it is a symbolic link.
     """
+    if not folders:
+        yield dir_fd
+        return
     fd = os.dup(dir_fd)
     try:
         for name in folders:
@@ -222,12 +235,13 @@ def parent(dir_fd: int, name: str, *, make: int | None = None) -> Iterator[tuple
 
 def _step(fd: int, name: str, make: int | None) -> int:
     """The sub-folder in place of `fd`, which is closed only once there is another to go on with."""
-    child = _open_step(fd, name) if make is None else make_folder(fd, name, make)
+    child = open_sub_folder(fd, name) if make is None else make_folder(fd, name, make)
     close(fd)
     return child
 
 
-def _open_step(fd: int, name: str) -> int:
+def open_sub_folder(fd: int, name: str) -> int:
+    """Open a folder in a folder. FileNotFoundError also if it is none, NotRegular if it is a symbolic link."""
     try:
         return open_folder(name, dir_fd=fd)
     except NotADirectoryError:
@@ -240,12 +254,12 @@ def make_folder(dir_fd: int, name: str, mode: int) -> int:
     """Open a sub-folder; if it is missing, make it with exactly `mode`, whatever the umask."""
     for _ in range(3):  # somebody who tidies up may take an empty folder away again before it is opened
         with suppress(FileNotFoundError):
-            return _open_step(dir_fd, name)
+            return open_sub_folder(dir_fd, name)
         with suppress(FileExistsError):
             os.mkdir(name, mode & 0o777, dir_fd=dir_fd)
             _set_folder_mode(dir_fd, name, mode)
             sync_folder(dir_fd)
-    return _open_step(dir_fd, name)
+    return open_sub_folder(dir_fd, name)
 
 
 def _set_folder_mode(dir_fd: int, name: str, mode: int) -> None:

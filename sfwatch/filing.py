@@ -8,7 +8,7 @@ the sidecar is durable before the file appears beside it, and the row is finishe
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,14 +82,17 @@ class Ending:
     document: bytes
 
 
-def file_away(job: Job, tools: Tools, known: Delivery) -> Outcome:
-    """File under done or failed a file whose answer (or refusal) is in the journal."""
+def file_away(job: Job, tools: Tools, known: Delivery, *, fd: int | None = None) -> Outcome:
+    """File under done or failed a file whose answer (or refusal) is in the journal.
+
+    `fd` is the file, if it is still open from its sending; then this is the first try.
+    """
     ending = _ending(job, known)
     try:
-        with _claimed(job, tools, known) as fd:
-            if not _is_the_same(fd, known):
+        with _claimed(job, tools, known) if fd is None else nullcontext(fd) as source:
+            if not _is_the_same(source, known):
                 return _not_what_was_sent(tools, known)
-            known = _publish_and_move(job, tools, known, ending, fd)
+            known = _publish_and_move(job, tools, known, ending, source, first=fd is not None)
     except FileNotFoundError:
         return _without_its_file(job, tools, known, ending)
     except StorageError as error:
@@ -190,30 +193,42 @@ def lies_in_inbox(job: Job, known: Delivery) -> bool:
     return (st.st_ino, st.st_size, st.st_mtime_ns) == (known.ino, known.size, known.mtime_ns)
 
 
-def _publish_and_move(job: Job, tools: Tools, known: Delivery, ending: Ending, fd: int) -> Delivery:
-    base = files.parts(job.name)[-1]
-    with claim.place(job.inbox.path, tools.journal.instance, job.name) as (source, _):
-        with storage(ending.folder), _target(job, ending) as target:
+def likely_name(job: Job, tools: Tools) -> str | None:
+    """Return the name in done that a file would get now: it becomes durable together with the answer."""
+    with suppress(OSError, claim.ClaimError, files.NotRegular), _target(job, job.inbox.done) as target:
+        return _chosen(tools, target, files.parts(job.name)[-1], record.SIDECAR)
+    return None
+
+
+def _publish_and_move(
+    job: Job, tools: Tools, known: Delivery, ending: Ending, fd: int, *, first: bool
+) -> Delivery:
+    with claim.place(job.inbox.path, tools.journal.instance, job.name) as (source, base):
+        files.lstat(base, dir_fd=source)  # what is gone is told before anything is published
+        with storage(ending.folder), _target(job, ending.folder) as target:
+            if known.target_name is not None and not first:  # what an earlier try left half-written goes
+                files.sweep_temporaries(target)
             known = _place(tools, known, ending, target, source, base, fd)
             _move_marker(known, source, target, base)
-    claim.discard_empty_folders(job.inbox.path, tools.journal.instance)
+    if base != job.name:
+        claim.discard_empty_folders(job.inbox.path, tools.journal.instance)
     return known
 
 
 @contextmanager
-def _target(job: Job, ending: Ending) -> Iterator[int]:
+def _target(job: Job, folder: Path) -> Iterator[int]:
     """The folder that the file belongs into, open; of a tree, the same sub-folder as in its inbox.
 
     What stands in the way of a sub-folder is this file's bad luck, not the fault of all of done.
     """
     *folders, _ = files.parts(job.name)
-    with files.folder(os.path.realpath(ending.folder)) as top, ExitStack() as opened:
+    with files.trusted_folder(folder) as top, ExitStack() as opened:
         try:
             target = opened.enter_context(files.below(top, folders, make=0o770))
         except OSError as error:
             if not folders or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
                 raise
-            detail = f"{ending.folder.joinpath(*folders)} can be no folder for it: {error.strerror}"
+            detail = f"{folder.joinpath(*folders)} can be no folder for it: {error.strerror}"
             raise claim.ClaimError("cannot_move", detail) from error
         yield target
 
@@ -223,8 +238,6 @@ def _place(
 ) -> Delivery:
     """Reserve a name by its sidecar and move the file to it; a name that was taken meanwhile is passed over."""
     sha256 = known.sha256 or ""
-    if known.target_name is not None:  # an earlier try came this far: what it left half-written goes
-        files.sweep_temporaries(target)
     for _ in range(_TRIES):
         if known.target_name is None:
             known = _with_name(tools, known, ending, target, base)
@@ -250,9 +263,11 @@ def _place(
 
 
 def _with_name(tools: Tools, known: Delivery, ending: Ending, target: int, base: str) -> Delivery:
-    at = datetime.fromtimestamp(tools.wall(), UTC)
-    name = record.choose_name(target, base, ending.suffix, at=at)
-    return save(tools, replace(known, target_name=name))
+    return save(tools, replace(known, target_name=_chosen(tools, target, base, ending.suffix)))
+
+
+def _chosen(tools: Tools, target: int, base: str, suffix: str) -> str:
+    return record.choose_name(target, base, suffix, at=datetime.fromtimestamp(tools.wall(), UTC))
 
 
 def _move_marker(known: Delivery, source: int, target: int, base: str) -> None:
@@ -281,7 +296,7 @@ def _without_its_file(job: Job, tools: Tools, known: Delivery, ending: Ending) -
         return InboxGone(known)
     base = files.parts(job.name)[-1]
     try:
-        with storage(ending.folder), _target(job, ending) as target:
+        with storage(ending.folder), _target(job, ending.folder) as target:
             if known.target_name and _is_there(target, known.target_name, known, ending):
                 _send_marker_after(job, tools, known, target, base)
                 return _finished(job, tools, known, ending, repeated=True)

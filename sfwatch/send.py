@@ -122,7 +122,7 @@ def _conclude(job: Job, tools: Tools, held: Held, attempt: Attempt, *, before: D
         case Blame.ACCEPTED:
             if not _was_sent(held, attempt):
                 return _orphan(job, tools, known, before, verdict)
-            return _accept(job, tools, known, verdict, attempt)
+            return _accept(job, tools, replace(held, known=known), verdict, attempt)
         case Blame.UNKNOWN:
             ended = (*known.windows[:-1], (known.windows[-1][0], tools.wall()))
             known = replace(known, state=State.UNKNOWN, windows=ended)
@@ -171,17 +171,24 @@ def deferred(verdict: Verdict, known: Delivery, *, claimed: bool) -> Deferred:
     )
 
 
-def _accept(job: Job, tools: Tools, known: Delivery, verdict: Verdict, attempt: Attempt) -> Outcome:
+def _accept(job: Job, tools: Tools, held: Held, verdict: Verdict, attempt: Attempt) -> Outcome:
+    known = held.known
     answer = answered(job, tools, known, verdict, duration_s=attempt.duration_s, recovered=False)
     _say_accepted(tools, known, verdict, attempt)
-    known = replace(known, state=State.ACCEPTED, answer=answer, file_id=answer["data"]["id"])
+    known = replace(
+        known,
+        state=State.ACCEPTED,
+        answer=answer,
+        file_id=answer["data"]["id"],
+        target_name=filing.likely_name(job, tools),
+    )
     try:
         known = save(tools, known)
     except IdKnownError:  # a service that knows the bytes already may answer with the id that they have
         known = replace(known, file_id=None)
     except StorageError as error:
         return error.outcome(claimed=True, known=known)
-    return filing.file_away(job, tools, known)
+    return filing.file_away(job, tools, known, fd=held.fd)
 
 
 def answered(

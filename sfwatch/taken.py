@@ -97,11 +97,13 @@ def room(job: Job, tools: Tools) -> Outcome | None:
             space = os.statvfs(folder)
             if space.f_bavail * space.f_frsize < ROOM_BYTES:
                 raise OSError(errno.ENOSPC, f"less than {ROOM_BYTES // 2**20} MiB are free")
-    size = job.settled.fingerprint.size if job.settled else 0
     done, inbox = job.inbox.done.stat(), job.inbox.path.stat()
+    if done.st_dev == inbox.st_dev:
+        return None
+    size = job.settled.fingerprint.size if job.settled else 0
     space = os.statvfs(job.inbox.done)
     free = space.f_bavail * space.f_frsize
-    if done.st_dev != inbox.st_dev and free < ROOM_BYTES + size:
+    if free < ROOM_BYTES + size:
         return NotTaken("no_room", f"{job.inbox.done} has {free} bytes free, too few for this file of {size}")
     return None
 
@@ -109,8 +111,8 @@ def room(job: Job, tools: Tools) -> Outcome | None:
 def take(job: Job, tools: Tools) -> None:
     instance = tools.journal.instance
     with _inbox_storage(job):
-        claim.prepare(job.inbox.path, instance)
         if job.inbox.settle_marker is not None:
+            claim.prepare(job.inbox.path, instance)
             _claim_marker(job, instance)
         try:
             claim.take(job.inbox.path, instance, job.name)
