@@ -91,7 +91,7 @@ def test_a_pinned_file_waits_unsent_and_holds_up_nobody(make: Make, attribute: s
     subprocess.run(["chattr", f"+{attribute}", pinned], check=True)
     try:
         loop.drop("a", "y.jsonl")
-        loop.look().run(86_400)
+        loop.look().run(7200)
         assert loop.done("a") == ["y.jsonl"]
         assert loop.posts() == 1
         (waiting,) = loop.said("file.waiting")
