@@ -59,8 +59,15 @@ def _span(text: str, line: bytes, place: Place) -> tuple[int, int]:
         return at, at + 1
     if len(line) > _LONGEST_WALKED:
         return 0, 1
+    try:
+        return _walked(text, place)
+    except RecursionError:  # the decoder that found the line sound goes a little deeper than this one
+        return 0, 1
+
+
+def _walked(text: str, way: tuple[str | int, ...]) -> tuple[int, int]:
     at = _after_space(text, 0)
-    for step in place:
+    for step in way:
         at = _item(text, at, step) if isinstance(step, int) else _member(text, at, step)
     return at, at + 1 if text[at : at + 1] in ("{", "[", "") else _end(text, at)
 

@@ -80,6 +80,13 @@ def test_a_value_is_not_looked_for_in_a_huge_line() -> None:
     assert marked(excerpt(huge, ("body",), cells=40)) == "{"
 
 
+@pytest.mark.parametrize("depth", [900, 985, 995, 100_000])
+def test_what_is_nested_too_deeply_to_be_walked(depth: int) -> None:
+    """The decoder that found the line sound goes a little deeper than ours: its beginning is shown."""
+    deep = b'{"x": ' + b"[" * depth + b"]" * depth + b', "custom_id": "a"}'
+    assert marked(excerpt(deep, ("custom_id",), cells=40)) in {"{", '"a"'}
+
+
 def values() -> st.SearchStrategy[Any]:
     plain = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
     names = st.text(max_size=4)
