@@ -6,9 +6,11 @@ so is a target to which no inbox goes any more.
 
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from sfwatch import handout
 from sfwatch.core import Core
+from sfwatch.job import Task
 from sfwatch.service import Plan, Service, begin
 from sfwatch.settings import Config
 from sfwatch.table import Stage
@@ -41,12 +43,21 @@ def reload(core: Core, fresh: Fresh | Rejected, now: float) -> None:
     if former is not fresh.pool:
         former.shutdown(wait=False)  # it ends when it has done what it was given
     _take_plans(core, fresh.plans, now)
+    _believe_no_refusal(core)
     core.storage.reload(fresh.config.uploads, now)
     core.inboxes.reload(fresh.config, now)
     _regroup(core)
     names = [inbox.name for inbox in fresh.config.inboxes]
     needs_restart = list(fresh.needs_restart) or None
     core.log("config.loaded", config=core.config.source, inboxes=names, needs_restart=needs_restart)
+
+
+def _believe_no_refusal(core: Core) -> None:
+    """A refusal that is still doubted may be the former settings' fault: its file is tried anew."""
+    for entry in core.table.entries():
+        if entry.stage is Stage.WAITING and entry.task is Task.CONDEMN:
+            entry.task = Task.GIVE_BACK
+            handout.queue(core, entry)
 
 
 def _take_plans(core: Core, plans: Iterable[Plan], now: float) -> None:
@@ -83,11 +94,17 @@ def _part(core: Core, inbox: str, before: Service, after: Service | None) -> Non
 
 
 def let_go_where_done(core: Core, now: float) -> None:
-    """Forget inboxes that are not wanted any more once nothing of theirs is under way, and such targets."""
+    """Forget inboxes that are not wanted once nothing of theirs is under way, and what only they needed."""
     for inbox in core.inboxes.release():
         _part(core, inbox, core.service_of.pop(inbox), None)
         core.inboxes.take_up(now)  # one of its name may have waited for that
         _regroup(core)
     for service in [it for it in core.services.values() if it.is_idle()]:
+        service.change(replace(service.state, hold=None), now, waiting=0)
         service.tools.client.close()
         del core.services[service.name]
+    if core.storage.holds:
+        needed = {str(core.config.state_dir)}
+        for w in core.inboxes.watched.values():
+            needed |= {str(folder) for folder in (w.inbox.path, w.inbox.done, w.inbox.failed)}
+        core.storage.keep(needed, now)

@@ -68,10 +68,18 @@ class Storage:
             hold.trial = None
             hold.probe_at = now + hold.pause_s
             if proved:
-                del self.holds[folder]
-                held_s = round(now - hold.since, 3)
-                waiting = self.count(folder)
-                self.log("storage.resumed", path=folder, reason=hold.reason, waiting=waiting, held_s=held_s)
+                self._end(folder, now)
+
+    def keep(self, needed: Collection[str], now: float) -> None:
+        """End the holds of all other folders: nothing goes there any more, so that no file would try them."""
+        for folder in [folder for folder in self.holds if folder not in needed]:
+            self._end(folder, now)
+
+    def _end(self, folder: str, now: float) -> None:
+        hold = self.holds.pop(folder)
+        held_s = round(now - hold.since, 3)
+        waiting = self.count(folder)
+        self.log("storage.resumed", path=folder, reason=hold.reason, waiting=waiting, held_s=held_s)
 
     def reload(self, uploads: Uploads, now: float) -> None:
         """Take over other settings; who reloads may have mended a folder, so each is tried at once."""

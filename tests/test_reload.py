@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from loop import Loop, line
+from world import fill, needs_root, tmpfs
 
 from sfwatch.settings import Api, Config, Uploads
 from sfwatch.standin import Listing, StandIn, answering, storing_then_resetting
@@ -151,7 +152,7 @@ def test_a_held_target_is_asked_at_once(loop: Loop) -> None:
 
 
 def test_an_inbox_goes_to_another_target(loop: Loop) -> None:
-    """The old target's faults are no longer its own; a target without inboxes is forgotten."""
+    """The old target's faults are no longer its own; a target without inboxes is forgotten, which is said."""
     good = loop.service.base_url
     loop.service.always = REFUSED
     loop.start()
@@ -164,6 +165,7 @@ def test_an_inbox_goes_to_another_target(loop: Loop) -> None:
         assert loop.done("a") == ["x.jsonl"]
         assert len(other.stored) == 1
         loop.service.stored.extend(other.stored)
+    assert len(loop.said("target.resumed")) == 1
     assert good not in str(loop.daemon.services.keys())
     assert len(loop.daemon.services) == 1
 
@@ -370,3 +372,48 @@ def test_a_folder_that_was_moved_with_its_claims_is_known_again(loop: Loop, duri
     assert loop.posts() == 2
     assert loop.said("upload.undecided")[1:]
     elsewhere.rename(loop.inbox_of("a"))
+
+
+def test_a_folder_that_nothing_needs_any_more_is_not_held(loop: Loop) -> None:
+    """Done was moved to another disk: the end of the old one's hold is said."""
+    loop.start()
+    (loop.root / "a" / "done").rmdir()
+    loop.drop("a", "x.jsonl")
+    loop.look().run(60)
+    assert loop.said("storage.held")
+    elsewhere = loop.root / "a" / "elsewhere"
+    loop.inbox = {"done": elsewhere}
+    loop.done_elsewhere["a"] = elsewhere
+    reload(loop).run(60)
+    assert [path.name for path in elsewhere.glob("*.jsonl")] == ["x.jsonl"]
+    assert not loop.daemon.storage.holds
+    assert len(loop.said("storage.resumed")) == 1
+
+
+def test_a_refusal_that_is_still_doubted_is_tried_under_the_new_settings(loop: Loop) -> None:
+    """They may be what was at fault: nothing was accepted under the old ones."""
+    loop.start()
+    loop.service.script.append(answering(400, {"code": 20012, "message": "no such purpose"}))
+    loop.drop("a", "x.jsonl")
+    loop.look().run(5)
+    assert loop.posts() == 1
+    reload(loop).run(60)
+    assert loop.done("a") == ["x.jsonl"]
+
+
+@needs_root
+def test_a_state_folder_that_is_full_does_not_end_a_daemon_that_reloads(loop: Loop) -> None:
+    """What can't be written down then is said where a file needs it."""
+    (loop.root / "b" / "inbox").mkdir(parents=True)
+    with tmpfs(loop.root / "disk", "20m") as disk:
+        loop.config = {"state_dir": disk / "state"}
+        loop.start()
+        ballast = fill(disk)
+        reload(loop, "a", "b").run(60)
+        assert len(loop.said("config.loaded")) == 2
+        ballast.unlink()
+        loop.drop("b", "x.jsonl")
+        loop.look().run(60)
+        assert loop.done("b") == ["x.jsonl"]
+        loop.close()
+        loop._daemon = None
