@@ -194,14 +194,14 @@ def log(path: Path | None, *, last: int | None, follow: bool, **wanted: Any) -> 
 
     page = LogPage(colour=has_colour())
     pick = partial(wanted_of, wanted=Wanted(**wanted))
-    if path is not None:
+    if path is not None and path.is_file():
         with closing(Tail(path)) as tail:
             _show(pick(tail.fresh() if follow else tail.whole()), page, last or (_LAST if follow else None))
             while follow:
                 threading.Event().wait(_LOOK_S)
                 _show(pick(tail.fresh()), page, None)
         return
-    piped = stdin()
+    piped = path.open("rb") if path is not None else stdin()
     if follow:
         raise click.UsageError("--follow takes a FILE: what comes from a pipe is shown as it comes")
     if piped is None or piped.isatty():

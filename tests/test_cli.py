@@ -595,6 +595,12 @@ class TestLog:
         ended = sfwatch("log", "-n", "1", "--event", "*.*", input=self.LINES)
         assert ended.stdout.splitlines()[1].endswith("target.held        t")
 
+    def test_a_pipe_with_a_name(self) -> None:
+        """What a shell makes of <(…)."""
+        script = f"{shlex.join(MAIN)} log --level error <(printf %s {shlex.quote(self.LINES)})"
+        ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stderr, len(ended.stdout.splitlines())) == (0, "", 2)
+
     def test_following(self, tmp_path: Path) -> None:
         """What comes later is shown as it comes, also from the file that takes the place of the first."""
         log = tmp_path / "log"
