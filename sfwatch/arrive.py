@@ -19,9 +19,9 @@ import os
 import re
 import resource
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -360,36 +360,35 @@ def watch_mode(path: Path, *, proof: Proof) -> WatchMode:
 class Look:
     """What lies in an inbox: names relative to it, in no order; only their names are known, not what they are.
 
-    `others` counts names that nobody will take. `crossed`: sub-folders left out because something is mounted
-    there. `unreadable`: sub-folders that could not be read.
+    `names` are those that were not known, `missing` the known ones that are not there (None if nothing was said
+    to be known). `others` counts names that nobody will take. `crossed`: sub-folders left out because something
+    is mounted there. `unreadable`: sub-folders that could not be read.
     """
 
     names: list[str]
     others: int
+    missing: set[str] | None = None
     crossed: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
 
 
-def look(inbox: Inbox) -> Look:
-    """List the inbox now. OSError if it can't be read.
+def look(inbox: Inbox, known: Collection[str] | None = None) -> Look:
+    """List the inbox now, and compare with what is known of it. OSError if it can't be read.
 
     Names only, no stat of any: 100,000 of them take a tenth of a second.
     """
-    return _look_at_tree(inbox) if inbox.recursive else _look_at_folder(inbox)
+    return _look_at_tree(inbox, known) if inbox.recursive else _look_at_folder(inbox, known)
 
 
-def _look_at_folder(inbox: Inbox) -> Look:
+def _look_at_folder(inbox: Inbox, known: Collection[str] | None) -> Look:
     with os.scandir(inbox.path) as entries:
-        names, others = _sort_out((entry.name for entry in entries), inbox)
-    return Look(names, others)
+        return _sort_out((entry.name for entry in entries), inbox, known)
 
 
-def _look_at_tree(inbox: Inbox) -> Look:
+def _look_at_tree(inbox: Inbox, known: Collection[str] | None) -> Look:
     levels = list(_levels(inbox))
-    names, others = _sort_out((name for level in levels for name in level.names), inbox)
-    return Look(
-        names,
-        others,
+    return replace(
+        _sort_out((name for level in levels for name in level.names), inbox, known),
         crossed=tuple(name for level in levels for name in level.crossed),
         unreadable=tuple(name for level in levels for name in level.unreadable),
     )
@@ -406,21 +405,25 @@ def _levels(inbox: Inbox) -> Iterator["_Level"]:
         todo += [name for name in level.folders if name not in own]
 
 
-def _sort_out(found: Iterable[str], inbox: Inbox) -> tuple[list[str], int]:
-    """The candidates among some names, and how many of the others are neither markers nor our own folders.
+def _sort_out(found: Iterable[str], inbox: Inbox, known: Collection[str] | None) -> Look:
+    """Tell new candidates, known ones and others apart; of markers and our own folders nothing is said.
 
-    Of those only the number is kept: there may be a million.
+    Only what is new is kept of it: a hundred thousand may be waiting, and a million lie there for nobody.
     """
     wanted = _matcher(inbox.match, inbox.settle_marker)
     own, marker = _own_folders(inbox), inbox.settle_marker
+    known_names = known or ()
+    missing = set(known_names)
     names: list[str] = []
     others = 0
     for name in found:
-        if wanted(name):
+        if name in known_names:
+            missing.discard(name)
+        elif wanted(name):
             names.append(name)
         elif name not in own and not (marker is not None and name.endswith(marker)):
             others += 1
-    return names, others
+    return Look(names, others, None if known is None else missing)
 
 
 def _own_folders(inbox: Inbox) -> frozenset[str]:

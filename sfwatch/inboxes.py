@@ -184,7 +184,9 @@ class Inboxes:
 
     def _look(self, w: Watched, now: float) -> None:
         try:
-            seen = watch.look(w, self.doorbell)
+            # What may be adopted after the look can't be compared with it.
+            known = None if w.foreign_told else self.table.names(w.inbox.name)
+            seen = watch.look(w, self.doorbell, known)
             if seen.changed:
                 self._found(w, now, bare=seen.bare)
             elif w.foreign_told:  # their daemon may have ended meanwhile
@@ -288,15 +290,16 @@ class Inboxes:
         if w.leaving:
             return
         known = self.table.names(w.inbox.name)
-        present = set(look.names)
-        for name in sorted(present - known.keys()):
-            self.table.add((w.inbox.name, name), now)
-        for name in [name for name in known if name not in present]:
+        names = set(look.names)
+        missing = known.keys() - names if look.missing is None else look.missing
+        for name in sorted(missing):
             self._missing(known[name])
+        for name in sorted(names - known.keys()):
+            self.table.add((w.inbox.name, name), now)
         for name, entry in known.items():
             if entry.stage is Stage.PARKED:
                 self.table.settle(entry, now)
-            elif name in present and (entry.claimed or entry.stage is Stage.UNDER_WAY):
+            elif name not in missing and (entry.claimed or entry.stage is Stage.UNDER_WAY):
                 entry.newcomer = True
                 self._tell_namesake(entry)
         if look.others != w.others:

@@ -6,6 +6,7 @@ looks like an idle one to the doorbell. An inbox that is lost is looked for as o
 
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,8 +85,11 @@ def change(watched: Watched, inbox: Inbox, doorbell: arrive.Doorbell) -> None:
     watched.mode = None
 
 
-def look(watched: Watched, doorbell: arrive.Doorbell) -> Seen:
-    """Arm the doorbell if need be, then look. Raises OSError if the inbox is not there or cannot be read."""
+def look(watched: Watched, doorbell: arrive.Doorbell, known: Collection[str] | None = None) -> Seen:
+    """Arm the doorbell if need be, then look. Raises OSError if the inbox is not there or cannot be read.
+
+    What is `known` of another folder than this one is not compared with it.
+    """
     inbox = watched.inbox
     identity = files.identity(inbox.path)
     changed = identity != watched.identity
@@ -94,7 +98,7 @@ def look(watched: Watched, doorbell: arrive.Doorbell) -> Seen:
         watched.mode = arrive.watch_mode(inbox.path, proof=inbox.proof)
         watched.rules = rules_of(inbox, trusted=watched.mode.trusted)
     refusal = doorbell.watch(inbox.name, inbox.path, recursive=inbox.recursive)
-    seen = arrive.look(inbox)
+    seen = arrive.look(inbox, None if changed else known)
     bare = changed and _is_bare(watched, identity)
     if changed:
         watched.former, watched.identity = watched.identity, identity

@@ -531,6 +531,15 @@ def test_a_look_tells_candidates_from_others(folder: Path) -> None:
     assert seen.others == len(["c.txt", ".d.jsonl", "e.jsonl.part", "else"])
 
 
+def test_a_look_compares_with_what_is_known(folder: Path) -> None:
+    """What is known and there is not told again: a hundred thousand may be waiting."""
+    for name in ("new.jsonl", "known.jsonl", "parked.txt", "other.txt"):
+        (folder / name).touch()
+    assert arrive.look(inbox(folder)).missing is None
+    seen = arrive.look(inbox(folder), {"known.jsonl", "parked.txt", "gone.jsonl"})
+    assert (seen.names, seen.missing, seen.others) == (["new.jsonl"], {"gone.jsonl"}, 1)
+
+
 def test_a_look_at_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     """It is never an empty inbox."""
     for recursive in (False, True):

@@ -66,7 +66,7 @@ def count_done(world: World) -> int:
     )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2000)
 def test_a_burst_while_the_process_is_stopped(world: World) -> None:
     """The kernel's queue runs over before the last files come: a look finds them.
 
@@ -79,7 +79,7 @@ def test_a_burst_while_the_process_is_stopped(world: World) -> None:
         (inbox_of(world) / f"{number}.txt").touch()
     burst(world, "a", 20_000 if FULL else 300)
     program.process.send_signal(signal.SIGCONT)
-    program.until(lambda: count_done(world) == len(world.dropped), within_s=600, every_s=0.5)
+    program.until(lambda: count_done(world) == len(world.dropped), within_s=1800, every_s=0.5)
     program.until(lambda: len(program.said("file.done")) == len(world.dropped), every_s=0.5)
     # The queue is the process's, not the inbox's: each inbox may have lost some, and is looked at.
     assert [e["inbox"] for e in program.said("inbox.overflowed")] == ["a", "b"]
