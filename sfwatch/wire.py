@@ -169,6 +169,8 @@ class Connection(urllib3.connection.HTTPConnection):
             self._push(memoryview(data))
         else:
             super().send(data)
+            if self._form is not None:
+                self._form.reins.stir()
 
     def _push(self, data: memoryview) -> None:
         poll = select.poll()

@@ -609,17 +609,19 @@ def test_a_proxy_may_speak_tls_itself(
     """An https:// proxy forwards, and tunnels TLS within TLS, whatever the size."""
     if scheme == "http":
         monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))  # the system's trust counts then
+    moved: list[bool] = []
     tls = authority.server_context("DNS:files.example") if scheme == "https" else None
     bundle = authority.certificate if tls else None
     with StandIn(tls=tls) as service:
         with Proxy(address_of(service), tls=loopback_tls) as proxy:
             monkeypatch.setenv(f"{scheme}_proxy", proxy.address)
             client = clients(f"{scheme}://files.example/v1", ca_bundle=bundle)
-            attempts = [send(client, file_of(size)) for size in (10, BIG)]
+            attempts = [send(client, file_of(size), moved=lambda: moved.append(True)) for size in (10, BIG)]
             client.close()
         assert [file.bytes for file in service.stored] == [10, BIG]
     assert [attempt.answer and attempt.answer.status for attempt in attempts] == [200, 200]
     assert len(proxy.asked) == 1
+    assert len(moved) > BIG // BLOCK  # no upload passes for one that hangs
 
 
 def test_an_early_refusal_through_a_tunnel(
