@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from sfwatch import files
+from sfwatch.logs import printable
 from sfwatch.settings import Config
 
 SCHEMA = 1
@@ -288,10 +290,23 @@ def read(source: Path) -> Status:
         if head.schema > SCHEMA:
             text = f"{source} is of a newer sfwatch (schema {head.schema}, known here: {SCHEMA}): use that one"
             raise UnusableError(text)
-        return msgspec.json.decode(data, type=Status)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return msgspec.convert(_harmless(msgspec.json.decode(data)), type=Status)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         text = f"{source} is damaged ({error}): the daemon publishes it anew when something changes"
         raise UnusableError(text) from None
+
+
+def _harmless(value: Any) -> Any:
+    """The same with printable texts only: somebody else may have written it."""
+    match value:
+        case str():
+            return printable(value)
+        case list():
+            return [_harmless(item) for item in value]
+        case dict():
+            return {printable(name): _harmless(item) for name, item in value.items()}
+        case _:
+            return value
 
 
 def _read_all(fd: int) -> bytes:

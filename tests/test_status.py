@@ -57,7 +57,9 @@ class TestWritingAndReading:
         assert status.read(tmp_path / "s.json").version == "1"
         assert (tmp_path / "other").read_text() == "kept"
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": "x"}', '{"schema": 1}', "\xff", "1e999"])
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[]", "{}", '{"schema": "x"}', '{"schema": 1}', "\xff", "1e999", "[" * 100_000]
+    )
     def test_damaged(self, tmp_path: Path, text: str) -> None:
         """It is said so, with its path."""
         (tmp_path / "s.json").write_bytes(text.encode("latin-1"))
@@ -76,6 +78,13 @@ class TestWritingAndReading:
         document = json.loads((tmp_path / "s.json").read_text())
         (tmp_path / "s.json").write_text(json.dumps(document | {"more": 1}))
         assert status.read(tmp_path / "s.json") == made()
+
+    def test_it_steers_no_terminal(self, tmp_path: Path) -> None:
+        """Whoever wrote it."""
+        group = status.Waiting("a", "\x1b[2Jempty", 1)
+        status.write(tmp_path / "s.json", made(version="\x1b[2J", waiting=(group,)))
+        found = status.read(tmp_path / "s.json")
+        assert (found.version, found.waiting[0].reason) == ("\\x1b[2J", "\\x1b[2Jempty")
 
     def test_a_fifo(self, tmp_path: Path) -> None:
         """It is not waited for."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from loop import KEY, Loop
+from program import World
 from rich.console import Console
 from test_status import made
 
@@ -301,3 +302,44 @@ def rest(terminal: int) -> bytes:
         if not part:
             return said
         said += part
+
+
+class TestARealDaemon:
+    @pytest.fixture(name="world")
+    def _world(self, tmp_path: Path) -> Iterator[World]:
+        with StandIn() as service:
+            world = World(tmp_path, service)
+            world.configure(metrics_file=str(tmp_path / "sfwatch.prom"))
+            yield world
+            for program in world.programs:
+                program.process.kill()
+                program.process.wait()
+                program.manager.close()
+
+    def ask(self, world: World, *arguments: str) -> tuple[int, str]:
+        command = [*MAIN, "status", "-c", str(world.root / "sfwatch.yaml"), *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (ended.stderr, KEY in ended.stdout) == ("", False)
+        return ended.returncode, ended.stdout
+
+    def test_from_its_start_to_its_end(self, world: World) -> None:
+        """It runs, does a file, is killed, runs again, and ends: each is told as what it is."""
+        assert self.ask(world)[0] == 3
+        program = world.start()
+        world.drop("a", "x.jsonl")
+        program.until(lambda: program.said("file.done"))
+        program.until(lambda: "1 done" in self.ask(world)[1], every_s=0.2)
+        assert self.ask(world)[0] == 0
+        assert " was uploaded " in self.ask(world, "x.jsonl")[1]
+        program.process.kill()
+        program.process.wait()
+        status_of_dead, said = self.ask(world)
+        assert status_of_dead == 3
+        assert "it was killed" in said
+        program = world.start()
+        assert self.ask(world)[0] == 0
+        assert program.end() == 0
+        status_of_ended, said = self.ask(world)
+        assert status_of_ended == 3
+        assert "it ended " in said
+        assert "sfwatch_up 0.0" in (world.root / "sfwatch.prom").read_text()
