@@ -42,6 +42,7 @@ __all__ = [
     "MAX_FINDINGS",
     "MAX_IDS",
     "MAX_MODELS",
+    "WARNINGS",
     "Checked",
     "Finding",
     "ShortRead",
@@ -430,7 +431,7 @@ def _digest(custom_id: str) -> bytes:
 
 # --- the result --------------------------------------------------------------------------------------------
 
-_WARNINGS = {
+WARNINGS = {
     "crlf": "ends in CRLF, not in a newline alone",
     "blank_lines": "is blank",
     "model_missing": "names no body.model",
@@ -476,7 +477,7 @@ def _warnings(audit: _Audit) -> Iterator[Finding]:
         yield Finding(None, "several_models", _several(audit.models))
     for reason, warned in sorted(audit.warned.items(), key=lambda item: item[1].line):
         more = f" (and {warned.times - 1:,} more like it)" if warned.times > 1 else ""
-        yield Finding(warned.line, reason, f"line {warned.line} {_WARNINGS[reason]}{more}")
+        yield Finding(warned.line, reason, f"line {warned.line} {WARNINGS[reason]}{more}")
 
 
 def _several(models: Mapping[str, int]) -> str:

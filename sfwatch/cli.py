@@ -66,7 +66,7 @@ def main() -> NoReturn:
     except click.Abort:
         sys.exit(128 + signal.SIGINT)
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or error.errno is None:
             raise
         unwritable(error)  # `--help` into a full disk
     sys.exit(OK)

@@ -13,7 +13,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 from test_metrics import busy
 
-from sfwatch import cli, exits, logs, metrics, record, status
+from sfwatch import check, cli, exits, logs, metrics, record, status
+from sfwatch.check_page import JsonPage
+from sfwatch.lint import FileReport
 from sfwatch.verdict import Reason
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +87,24 @@ def test_fields_of_documents(section: str) -> None:
     else:
         shown = README.partition('```json\n{\n  "id"')[2].partition("```")[0]
         assert told == list(json.loads('{"id"' + shown)["sfwatch"])
+
+
+def test_warnings() -> None:
+    """The README explains each warning that a check can give, and no other."""
+    source = (ROOT / "sfwatch" / "lint.py").read_text() + (ROOT / "sfwatch" / "check.py").read_text()
+    about_all = set(re.findall(r'Finding\(\s*None, "([a-z_]+)"', source)) - record.NEXT_STEPS.keys()
+    assert {code(row[0]) for row in table("| warning | meaning |")} == about_all | check.WARNINGS.keys()
+
+
+def test_fields_of_a_check() -> None:
+    """The README names every field of `check --json`, in their order."""
+    printed: list[str] = []
+    page = JsonPage(printed.append)
+    page.file(FileReport("x", check.Checked("0", 0, 0)))
+    page.end()
+    said = json.loads("".join(printed))
+    assert table_after("One object, whatever was asked for:") == list(said)
+    assert table_after("and for each batch file") == list(said["files"][0])
 
 
 def table_after(text: str) -> list[str]:
