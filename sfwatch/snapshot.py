@@ -234,13 +234,15 @@ def _step(job: Job) -> str:
 def _waiting(view: View, w: Watched, now: float, ahead_s: float) -> Iterator[status.Waiting]:
     """The files of an inbox in groups by their reason. The table has the oldest first, or nearly so."""
     ready = _reason_when_ready(view, w, now)
+    # Two uploads of one name at a time could not be told apart in a listing.
+    blocked = {key for service in view.services.values() for keys in service.blocked.values() for key in keys}
     counts: dict[str, int] = {}
     oldest: dict[str, list[Entry]] = {}
     settling, parked, under_way, is_ready = Stage.SETTLING, Stage.PARKED, Stage.UNDER_WAY, Stage.READY
     for entry in view.inboxes.table.names(w.inbox.name).values():
         stage = entry.stage
         if stage is is_ready:
-            reason = ready
+            reason = "namesake" if blocked and entry.key in blocked else ready
         elif stage is settling:
             reason = entry.reason or ("settling" if entry.size or not entry.seen else "empty")
         elif stage is parked or stage is under_way:
