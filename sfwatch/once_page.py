@@ -56,7 +56,7 @@ class Seen:
 
 
 @dataclass(slots=True)
-class Tally:
+class Fates:
     """What the log has said about the files."""
 
     files: dict[tuple[str, str], Seen] = field(default_factory=dict)
@@ -68,12 +68,12 @@ class Tally:
         """Take in one event."""
         match event["event"]:
             case "target.held" | "storage.held":
-                self.holds[_place(event)] = f"{event['reason']}: {event['detail']}"
+                self.holds[_place(event)] = _reason(event)
             case "target.resumed" | "storage.resumed":
                 self.holds.pop(_place(event), None)
             case "file.vanished" | "file.ignored":
                 self._count(self.files.pop((event["inbox"], event["file"]), None), -1)
-            case name if "file" in event:
+            case name if {"inbox", "file"} <= event.keys():
                 self._take_file(name, event)
 
     def _take_file(self, name: str, event: Event) -> None:
@@ -158,7 +158,7 @@ class OncePage:
     """Shows a run: `bars` on a terminal that can, else the lines of the log alone; and a table at its end."""
 
     def __init__(self, terminal: Console, *, level: str, bars: bool) -> None:
-        self.tally = Tally()
+        self.fates = Fates()
         self._terminal = terminal
         self._level = logs.LEVELS[level]
         self._bars = bars
@@ -201,7 +201,7 @@ class OncePage:
     def _write(self, line: str) -> None:
         event = json.loads(line)
         with self._lock:
-            self.tally.take(event)
+            self.fates.take(event)
         if logs.LEVELS[event["level"]] < self._level or (self._bars and event["event"] in _SHOWN_BY_BARS):
             return
         row = console.line(event, colour=self._terminal.color_system is not None)
@@ -214,11 +214,11 @@ class OncePage:
         now = self._clock()
         with self._lock:
             ended = {
-                fate: (self.tally.counts[fate], self.tally.bytes[fate]) for fate in (Fate.DONE, Fate.FAILED)
+                fate: (self.fates.counts[fate], self.fates.bytes[fate]) for fate in (Fate.DONE, Fate.FAILED)
             }
-            files, whole = self.tally.counts.total(), self.tally.bytes.total()
+            files, whole = self.fates.counts.total(), self.fates.bytes.total()
             keys = [(job.inbox.name, logs.printable(job.name)) for job in going]
-            seen = [self.tally.files.get(key, Seen(*key)) for key in keys]
+            seen = [self.fates.files.get(key, Seen(*key)) for key in keys]
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(no_wrap=True, overflow="ellipsis")
         sent = sum(size for _, size in ended.values()) + sum(job.progress.sent for job in going)
@@ -235,14 +235,14 @@ class OncePage:
     def print_end(self) -> None:
         """Print the table of all files, and the reasons of those that are not done."""
         self._terminal.print(self._table())
-        rest = [seen for seen in self.tally.files.values() if seen.fate is not Fate.DONE]
+        rest = [seen for seen in self.fates.files.values() if seen.fate is not Fate.DONE]
         for seen in rest[:_MOST_REASONS]:
             style = "red" if seen.fate is Fate.FAILED else "yellow"
             said = Text.assemble((f" {seen.fate:<8}", style), f" {seen.inbox}/{seen.name}  {seen.why}")
             self._terminal.print(said, soft_wrap=True)
         if rest[_MOST_REASONS:]:
             self._terminal.print(f" … and {len(rest) - _MOST_REASONS:,} more, each with its reason in the log")
-        for place, why in self.tally.holds.items():
+        for place, why in self.fates.holds.items():
             self._terminal.print(Text.assemble((" held    ", "red"), f" {place}  {why}"), soft_wrap=True)
 
     def _table(self) -> Table:
@@ -251,12 +251,12 @@ class OncePage:
         for title in ("done", "failed", "waiting", "uploaded"):
             table.add_column(title, justify="right")
         by_inbox: dict[str, list[Seen]] = {}
-        for seen in self.tally.files.values():
+        for seen in self.fates.files.values():
             by_inbox.setdefault(seen.inbox, []).append(seen)
         for inbox, theirs in by_inbox.items():
             table.add_row(Text(inbox), *_sums(theirs))
         if len(by_inbox) != 1:
-            table.add_row(Text("all", "bold"), *_sums(self.tally.files.values()))
+            table.add_row(Text("all", "bold"), *_sums(self.fates.files.values()))
         return table
 
 

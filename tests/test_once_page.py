@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from sfwatch.job import Job, Progress, Task
-from sfwatch.once_page import Fate, OncePage, Speed, Tally
+from sfwatch.once_page import Fate, Fates, OncePage, Speed
 from sfwatch.settings import Inbox
 
 EVALS = Inbox(Path("/in"), "evals", Path("/done"), Path("/failed"))
@@ -17,8 +17,8 @@ A = {"inbox": "evals", "file": "a.jsonl", "size": 1000}
 B = {"inbox": "evals", "file": "b.jsonl", "size": 3000}
 
 
-def tally(*events: dict[str, Any]) -> Tally:
-    found = Tally()
+def fates(*events: dict[str, Any]) -> Fates:
+    found = Fates()
     for event in events:
         found.take(event)
     return found
@@ -33,27 +33,27 @@ def page(paper: io.StringIO, *, bars: bool = False, level: str = "info") -> Once
     return OncePage(terminal, level=level, bars=bars)
 
 
-class TestTally:
+class TestFates:
     def test_files_are_counted_by_their_fate(self) -> None:
         """And their bytes; a file waits until it is done or failed."""
-        found = tally(said("file.seen", **A), said("file.seen", **B), said("file.done", **A))
+        found = fates(said("file.seen", **A), said("file.seen", **B), said("file.done", **A))
         assert found.counts == {Fate.DONE: 1, Fate.WAITING: 1}
         assert found.bytes == {Fate.DONE: 1000, Fate.WAITING: 3000}
 
     def test_a_file_that_grows(self) -> None:
         """Its last size counts, once."""
-        found = tally(said("file.seen", **A), said("file.settled", **A | {"size": 5000}))
+        found = fates(said("file.seen", **A), said("file.settled", **A | {"size": 5000}))
         assert (found.counts.total(), found.bytes.total()) == (1, 5000)
 
     @pytest.mark.parametrize("name", ["file.vanished", "file.ignored"])
     def test_what_is_not_there_any_more(self, name: str) -> None:
         """It is no file of ours."""
-        found = tally(said("file.seen", **A), said(name, **A), said(name, **B))
+        found = fates(said("file.seen", **A), said(name, **A), said(name, **B))
         assert (found.counts.total(), found.bytes.total(), found.files) == (0, 0, {})
 
     def test_why(self) -> None:
         """The last thing that was said of it."""
-        found = tally(
+        found = fates(
             said("file.waiting", reason="being_written", detail="pid 7 writes", **A),
             said("upload.deferred", reason="overloaded", detail="HTTP 503", **A),
             said("file.failed", reason="not_json", line=3, detail="line 3 is no JSON", **B),
@@ -65,7 +65,7 @@ class TestTally:
 
     def test_what_is_held(self) -> None:
         """Until it is resumed."""
-        found = tally(
+        found = fates(
             said("target.held", target="t", reason="no_key", detail="there is none"),
             said("storage.held", path="/done", reason="full", detail="no room"),
             said("storage.resumed", path="/done", held_s=3.0),
@@ -74,7 +74,7 @@ class TestTally:
 
     def test_events_about_no_file(self) -> None:
         """They count for nothing."""
-        assert tally(said("daemon.ready", files=7), said("inbox.found", inbox="evals", path="/in")).files == {}
+        assert fates(said("daemon.ready", files=7), said("inbox.found", inbox="evals", path="/in")).files == {}
 
 
 def test_speed_is_that_of_the_last_seconds() -> None:
@@ -112,7 +112,7 @@ def test_several_inboxes_are_summed_up() -> None:
     it.print_end()
     assert paper.getvalue().splitlines()[1].split() == ["all", "0", "0", "0", "0", "B"]
     for inbox in ("one", "two"):
-        it.tally.take(said("file.done", inbox=inbox, file="a", size=500))
+        it.fates.take(said("file.done", inbox=inbox, file="a", size=500))
     it.print_end()
     assert paper.getvalue().splitlines()[-1].split() == ["all", "2", "0", "0", "1", "KB"]
 
@@ -122,10 +122,10 @@ def test_reasons_are_bounded() -> None:
     paper = io.StringIO()
     it = page(paper)
     for number in range(25):
-        it.tally.take(
+        it.fates.take(
             said("file.waiting", inbox="evals", file=f"{number}", reason="empty", detail="it is empty")
         )
-    it.tally.take(said("target.held", target="t", reason="no_key", detail="there is none"))
+    it.fates.take(said("target.held", target="t", reason="no_key", detail="there is none"))
     it.print_end()
     *_, more, held = paper.getvalue().splitlines()
     assert more == " … and 5 more, each with its reason in the log"
@@ -170,4 +170,4 @@ def test_events_may_come_from_any_thread() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert it.tally.counts == {Fate.WAITING: 200}
+    assert it.fates.counts == {Fate.WAITING: 200}
