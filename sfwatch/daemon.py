@@ -49,6 +49,7 @@ class Daemon(Core):
     ready: bool = False
     stop_signal: int | None = None
     leave_at_once: bool = False
+    hung_up: bool = False  # SIGHUP came: the settings are to be read anew
     overdue: set[Key] = field(default_factory=set)
     probing: int = 0
     drain_until: float | None = None
@@ -111,6 +112,7 @@ class Daemon(Core):
         """Do all that is due at *now*, without waiting for anything."""
         self.ticked_at = now
         if self.stop_at is None:
+            self._reload_where_asked(now)
             reload.let_go_where_done(self, now)
             self.inboxes.look_where_due(now)
             self._advance_due(now)
@@ -312,6 +314,11 @@ class Daemon(Core):
 
     # A configuration that has changed.
 
+    def _reload_where_asked(self, now: float) -> None:
+        if self.hung_up and self.reread is not None:
+            reload.reload(self, self.reread(), now)
+        self.hung_up = False
+
     # Stopping.
 
     def _on_signal(self, number: int, now: float) -> None:
@@ -320,8 +327,7 @@ class Daemon(Core):
             self.inboxes.look_soon(now)
             return
         if number == signal.SIGHUP and self.reread is not None:
-            if self.stop_at is None:
-                reload.reload(self, self.reread(), now)
+            self.hung_up = True  # once in this turn, however often it is asked for
             return
         if self.stop_at is not None:
             self.leave_at_once = True

@@ -10,6 +10,7 @@ import pytest
 from loop import Loop, line
 from world import fill, needs_root, tmpfs
 
+from sfwatch.core import Signalled
 from sfwatch.settings import Api, Config, Uploads
 from sfwatch.standin import Listing, StandIn, answering, storing_then_resetting
 
@@ -93,6 +94,21 @@ def test_a_file_that_goes_back_into_a_released_inbox_stays_there(loop: Loop) -> 
     assert loop.posts() == 1
     assert loop.said("inbox.released")
     loop.names = ("a", "b")
+
+
+def test_many_signals_at_once_are_one(loop: Loop) -> None:
+    """Whoever sends thousands keeps neither the files nor the next SIGTERM waiting."""
+    loop.start()
+    for _ in range(400):
+        loop.daemon.mailbox.put(Signalled(signal.SIGHUP))
+    loop.signal(signal.SIGTERM)
+    assert loop.daemon.over()
+    assert len(loop.said("config.loaded")) == 1
+    loop.restart()
+    for _ in range(400):
+        loop.daemon.mailbox.put(Signalled(signal.SIGHUP))
+    loop.settle_down()
+    assert len(loop.said("config.loaded")) == 3
 
 
 def test_a_bad_configuration_changes_nothing(loop: Loop) -> None:
