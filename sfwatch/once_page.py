@@ -211,24 +211,23 @@ class OncePage:
 
     def _drawn(self) -> Table:
         going = [job for job in self._jobs() if job.progress.started_at is not None]
-        now = self._clock()
         with self._lock:
-            ended = {
-                fate: (self.fates.counts[fate], self.fates.bytes[fate]) for fate in (Fate.DONE, Fate.FAILED)
-            }
-            files, whole = self.fates.counts.total(), self.fates.bytes.total()
+            counts, sizes = self.fates.counts.copy(), self.fates.bytes.copy()
             keys = [(job.inbox.name, logs.printable(job.name)) for job in going]
             seen = [self.fates.files.get(key, Seen(*key)) for key in keys]
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(no_wrap=True, overflow="ellipsis")
-        sent = sum(size for _, size in ended.values()) + sum(job.progress.sent for job in going)
-        title = f"{sum(count for count, _ in ended.values()):,} of {console.count(files, 'file')}"
-        grid.add_row(Text(title, "bold"), *_bar(sent, whole, self._speed.at(now, sent)))
+        if not counts.total():
+            return grid
+        now = self._clock()
+        sent = sizes[Fate.DONE] + sizes[Fate.FAILED] + sum(job.progress.sent for job in going)
+        title = f"{counts[Fate.DONE] + counts[Fate.FAILED]:,} of {console.count(counts.total(), 'file')}"
+        grid.add_row(Text(title, "bold"), *_bar(sent, sizes.total(), self._speed.at(now, sent)))
         for job, it in zip(going, seen, strict=True):
             passed = now - (job.progress.started_at or now)
             speed = job.progress.sent / passed if passed else 0.0
             grid.add_row(Text(f"{it.inbox}/{it.name}"), *_bar(job.progress.sent, it.size, speed))
-        return grid if files else Table.grid()
+        return grid
 
     # ---- the end ----
 
