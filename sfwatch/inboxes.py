@@ -220,16 +220,21 @@ class Inboxes:
         self._drop_lock(w)  # it is on that folder, too
         self._adopt(w, now)
         self._tell_found(w, bare=bare)
-        w.lost, w.bare = None, bare
+        w.lost = None
 
     def _tell_found(self, w: Watched, *, bare: bool) -> None:
         """One event when an inbox is lost and one when it is back; one that never was missing gets both."""
         path = w.inbox.path
         if bare:
-            detail = f"the filesystem of {path} was unmounted; what comes into the folder below it is taken"
-            self.log("inbox.lost", inbox=w.inbox.name, path=path, reason="unmounted", detail=detail)
+            w.bare = (
+                "unmounted",
+                f"the filesystem of {path} was unmounted; what comes into the folder below is taken",
+            )
+            reason, detail = w.bare
+            self.log("inbox.lost", inbox=w.inbox.name, path=path, reason=reason, detail=detail)
             return
-        back = w.lost is not None or w.bare
+        back = w.lost is not None or w.bare is not None
+        w.bare = None
         if w.looked and not back:
             detail = f"{path} is another folder now; it is watched from here on"
             self.log("inbox.lost", inbox=w.inbox.name, path=path, reason="replaced", detail=detail)
@@ -241,7 +246,7 @@ class Inboxes:
         w.next_look = now + self.config.poll_interval_s
         w.looked = False
         before, w.lost = w.lost, why
-        if before is None and not w.bare:  # said once, whatever becomes of it while it is lost
+        if before is None and w.bare is None:  # said once, whatever becomes of it while it is lost
             reason, detail = why
             self.log("inbox.lost", inbox=w.inbox.name, path=w.inbox.path, reason=reason, detail=detail)
             self._forget_files(w)

@@ -161,7 +161,7 @@ def _maybe(value: object) -> str | None:
 
 
 def _inbox(view: View, w: Watched, waiting: int) -> status.Inbox:
-    inbox, mode = w.inbox, w.mode
+    inbox, mode, lost = w.inbox, w.mode, w.lost or w.bare
     rings = mode is not None and w.told in (None, mode.why)
     return status.Inbox(
         name=_text(inbox.name),
@@ -172,7 +172,7 @@ def _inbox(view: View, w: Watched, waiting: int) -> status.Inbox:
         fs_type=None if mode is None else _text(mode.fs_type),
         trusted=None if mode is None else mode.trusted,
         detail=_maybe(w.told),
-        lost=None if w.lost is None else status.Lost(w.lost[0], _text(w.lost[1])),
+        lost=None if lost is None else status.Lost(lost[0], _text(lost[1])),
         refused=_maybe(w.refused),
         waiting=waiting,
         under_way=sum(key[0] == inbox.name for key in view.under_way),

@@ -39,7 +39,9 @@ class Watched:
     told: str | None = None  # how it is watched, as it was said last
     others: int = 0
     looked: bool = False
-    bare: bool = False  # its filesystem is not mounted, which was said
+    bare: tuple[str, str] | None = (
+        None  # like `lost`: its filesystem is not mounted; the folder below is watched
+    )
     overflowed: bool = False  # events were lost since the last look
     leaving: bool = False  # not in the settings any more: let go once nothing of it is under way
     lock: int | None = None

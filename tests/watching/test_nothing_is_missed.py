@@ -1,5 +1,6 @@
 """A running program through all that takes events away: every file ends, each loss is said once."""
 
+import json
 import os
 import shutil
 import signal
@@ -171,6 +172,12 @@ def mount(disk: Path, at: Path) -> None:
     subprocess.run(["mount", "-o", "loop", disk, at], check=True)
 
 
+def lost_in_the_status(world: World) -> str | None:
+    """Why the first inbox is lost, in the status file."""
+    lost = json.loads((world.root / "state" / "status.json").read_bytes())["inboxes"][0]["lost"]
+    return None if lost is None else str(lost["reason"])
+
+
 @needs_root
 def test_an_inbox_whose_disk_is_unmounted_and_mounted_again(world: World, disk: Path) -> None:
     """Nothing of ours keeps it from being unmounted; what is dropped below meanwhile is taken, too."""
@@ -180,10 +187,11 @@ def test_an_inbox_whose_disk_is_unmounted_and_mounted_again(world: World, disk: 
         goes_through(world, program, "x.jsonl")
         unmount(inbox_of(world))
         program.until(lambda: program.said("inbox.lost"))
+        program.until(lambda: lost_in_the_status(world) == "unmounted")
         goes_through(world, program, "below.jsonl")
         mount(disk, inbox_of(world))
         program.process.send_signal(signal.SIGUSR1)
-        program.until(lambda: program.said("inbox.found"))
+        program.until(lambda: program.said("inbox.found") and lost_in_the_status(world) is None)
         goes_through(world, program, "y.jsonl")
         assert ends_well(world, program) == ["unmounted"]
     finally:
