@@ -152,7 +152,7 @@ def test_targets() -> None:
 
 
 def test_every_module_has_tests() -> None:
-    """Each module has a test file of its own name; a few are tested by those of the loop and the delivery."""
+    """Each module has a test file of its own name, or is tested with the loop, the delivery or the commands."""
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
     modules = {path.stem for path in (ROOT / "sfwatch").glob("*.py")}
     assert modules - tested == {
