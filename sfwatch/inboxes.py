@@ -181,6 +181,8 @@ class Inboxes:
                 w.overflowed = False
                 w.looked_at = self.clock()
                 w.look_s = w.looked_at - began
+                if w.newly_closed and w.lost is None:
+                    w.next_look = min(w.next_look, watch.soon(w, w.looked_at))
 
     def _look(self, w: Watched, now: float) -> None:
         try:
@@ -280,9 +282,14 @@ class Inboxes:
         )
 
     def _tell_skipped(self, w: Watched, look: arrive.Look) -> None:
-        """Say once which sub-folders are left out."""
-        skipped = {(folder, "mount_point") for folder in look.crossed}
-        skipped |= {(folder, "unreadable") for folder in look.unreadable}
+        """Say once which sub-folders are left out.
+
+        One that cannot be read may just have been made: rsync opens a folder to others only after that, which
+        does not ring. So it is looked at again soon, and said if it is closed to us still.
+        """
+        closed = {(folder, "unreadable") for folder in look.unreadable}
+        w.newly_closed = closed - w.newly_closed - w.skipped
+        skipped = {(folder, "mount_point") for folder in look.crossed} | closed - w.newly_closed
         for folder, reason in sorted(skipped - w.skipped):
             path = w.inbox.path / folder
             self.log(

@@ -50,6 +50,7 @@ class Watched:
     claims: set[str] = field(default_factory=set)
     foreign_told: set[str] = field(default_factory=set)
     skipped: set[tuple[str, str]] = field(default_factory=set)
+    newly_closed: set[tuple[str, str]] = field(default_factory=set)  # sub-folders that may open in a moment
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loop import Loop, digest, line
@@ -21,8 +22,8 @@ def _make(tmp_path: Path) -> Iterator[Make]:
     with StandIn() as service:
         made: list[Loop] = []
 
-        def make(root: Path = tmp_path) -> Loop:
-            made.append(Loop(root, service))
+        def make(root: Path = tmp_path, **settings: Any) -> Loop:
+            made.append(Loop(root, service, **settings))
             return made[-1].start()
 
         yield make
@@ -154,6 +155,22 @@ def test_a_file_that_turns_unreadable_while_it_rests_says_so(make: Make) -> None
         loop.run(120)
         assert loop.done("a") == ["x.jsonl", "y.jsonl"]
         loop.close()
+
+
+@needs_root
+def test_a_folder_that_is_closed_for_a_moment_only_is_looked_at_again_soon(make: Make) -> None:
+    """As rsync makes each: first with mode 0700, then with its own. Nothing rings, and nothing is said."""
+    with somebody() as root:
+        loop = make(root, inbox={"recursive": True})
+        tree = loop.inbox_of("a") / "tree"
+        tree.mkdir(mode=0)
+        loop.look().run(0.5)
+        tree.chmod(0o700)
+        loop.drop("a", "tree/x.jsonl")
+        loop.run(5)
+        assert (root / "a" / "done" / "tree" / "x.jsonl").is_file()
+        assert loop.said("inbox.skipped") == []
+        loop.die()
 
 
 # Writers that never come to an end.
