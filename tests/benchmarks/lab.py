@@ -80,7 +80,16 @@ class Receiver:
         one = [transfer.format(self.url, path, os.devnull) for path in paths]
         each = [f'cacert="{self.bundle}"\nheader="Authorization: Bearer {KEY}"\n{it}' for it in one]
         script.write_text("next\n".join(each))
-        return ["curl", "-sS", "--parallel", "--parallel-max", str(most), "-K", str(script)]
+        return [
+            "curl",
+            "-sS",
+            "--no-progress-meter",
+            "--parallel",
+            "--parallel-max",
+            str(most),
+            "-K",
+            str(script),
+        ]
 
 
 @contextlib.contextmanager
