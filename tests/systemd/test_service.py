@@ -128,6 +128,16 @@ def test_one_line_says_how_it_is(it: Service) -> None:
     it.until(lambda: re.search(line, it.run("systemctl status sfwatch")))
 
 
+def test_who_drops_files_may_ask_for_them(it: Service) -> None:
+    """`sfwatch status` as a user of the group, who may not read the journal and knows no unit's folders."""
+    it.drop("asked.jsonl")
+    it.done("asked.jsonl")
+    ask = "runuser -u alice -- /opt/sfwatch/bin/sfwatch status"
+    it.until(lambda: "is running (process " in it.run(f"{ask} || true"))
+    it.run(ask)
+    assert "inbox/asked.jsonl was uploaded " in it.run(f"{ask} asked.jsonl")
+
+
 def test_the_installation_can_be_proved(it: Service) -> None:
     """The operator page's `check --online` finds nothing wrong, with the service's own rights and key."""
     [command] = page("Run it as a service")[1]
