@@ -194,6 +194,7 @@ class Matrix:
         top = self.home / role.name.replace(" ", "_")
         inboxes = [
             {"path": str(top / name / "inbox"), "name": name, "settle": f"{scene.settle_s}s"}
+            | {"recursive": scene.recursive}
             for name, scene in SCENES.items()
         ]
         (top / "state").mkdir()
@@ -237,12 +238,12 @@ class Matrix:
         for result in results:
             root = result.stage.root
             result.uploads = uploads.pop(result.stage.tag, [])
-            result.done = [path.read_bytes() for path in sorted(root.glob("done/*.jsonl"))]
-            result.failed = sorted(path.name for path in root.glob("failed/*.jsonl"))
+            result.done = [path.read_bytes() for path in sorted(root.glob("done/**/*.jsonl"))]
+            result.failed = sorted(path.name for path in root.glob("failed/**/*.jsonl"))
             result.events = [e for e in events[result.role.name] if e.get("inbox") == root.name]
         assert not uploads, "something was uploaded that nobody wrote"
 
 
 def _lying_in(inbox: Path) -> list[str]:
-    """All that lies in an inbox, what is claimed included."""
-    return sorted(str(path.relative_to(inbox)) for path in inbox.rglob("*") if not path.is_dir())
+    """All that lies in an inbox, what is claimed included; folders may vanish meanwhile."""
+    return sorted(f"{folder}/{name}" for folder, _, names in os.walk(inbox) for name in names)

@@ -41,18 +41,19 @@ class Scene:
     write: Callable[[Stage], None]
     ends: Ends
     settle_s: float = SETTLE_S
+    recursive: bool = False
 
 
 SCENES: dict[str, Scene] = {}
 
 
 def scene(
-    title: str, *, ends: Ends = Ends.AS_ONE, settle_s: float = SETTLE_S
+    title: str, *, ends: Ends = Ends.AS_ONE, settle_s: float = SETTLE_S, recursive: bool = False
 ) -> Callable[[Callable[[Stage], None]], Callable[[Stage], None]]:
     """Enter a writer into the matrix."""
 
     def enter(write: Callable[[Stage], None]) -> Callable[[Stage], None]:
-        SCENES[write.__name__] = Scene(title, write, ends, settle_s)
+        SCENES[write.__name__] = Scene(title, write, ends, settle_s, recursive)
         return write
 
     return enter
@@ -402,6 +403,32 @@ def dd(stage: Stage) -> None:
 def split(stage: Stage) -> None:
     command = ("split", "--lines=10", "--additional-suffix=.jsonl", "-", stage.inbox / "part-")
     stage.piped(*command, data=stage.lines(35))
+
+
+# Trees: the folders come a moment before what lies in them.
+
+
+@scene("`cp -r` of a tree, `recursive: true`", ends=Ends.IN_PARTS, recursive=True)
+def cp_tree(stage: Stage) -> None:
+    stage.run("cp", "-r", stage.tree(), stage.inbox)
+
+
+@scene("`rsync -r` of a tree, `recursive: true`", ends=Ends.IN_PARTS, recursive=True)
+def rsync_tree(stage: Stage) -> None:
+    stage.run("rsync", "-r", "--times", stage.tree(), stage.inbox)
+
+
+@scene("`tar x` of a tree from a slow pipe, `recursive: true`", ends=Ends.IN_PARTS, recursive=True)
+def tar_tree(stage: Stage) -> None:
+    tree = stage.tree()
+    stage.run("tar", "-C", stage.aside, "-cf", stage.aside / "archive.tar", tree.name)
+    archive = (stage.aside / "archive.tar").read_bytes()
+    stage.piped("tar", "-C", stage.inbox, "-x", "--no-same-owner", data=archive)
+
+
+@scene("`mv` of a whole tree within the filesystem, `recursive: true`", ends=Ends.IN_PARTS, recursive=True)
+def mv_tree(stage: Stage) -> None:
+    stage.run("mv", stage.tree(), stage.inbox)
 
 
 def _slowed(call: str, *, when: int) -> tuple[str, ...]:

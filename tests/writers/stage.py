@@ -113,6 +113,19 @@ class Stage:
         path.write_bytes(self.lines(count))
         return path
 
+    def tree(self) -> Path:
+        """Return a folder outside the inbox with twelve files, each in a folder of its own two levels down.
+
+        Whoever is to take files out of these folders must be allowed to write to them.
+        """
+        for number in range(12):
+            folder = self.aside / "tree" / f"{number % 3}" / f"{number}"
+            folder.mkdir(parents=True)
+            for made in (folder, folder.parent, folder.parent.parent):
+                made.chmod(0o775)
+            self.source(3, folder=folder, name="x.jsonl")
+        return self.aside / "tree"
+
     def served(self, count: int = 40) -> str:
         """Return the address of a file that the web server sends in two halves, with a stall between."""
         self.help.pages[f"/{self.tag}/x.jsonl"] = self.lines(count)
@@ -147,7 +160,7 @@ class Stage:
             stderr=subprocess.STDOUT,
             cwd=self.aside,
             env={"PATH": f"{os.environ['PATH']}:/usr/sbin", "HOME": "/nonexistent", "LC_ALL": "C"},
-            umask=0o022,
+            umask=0o002,
             start_new_session=True,
             user=writer,
             group=writer,
