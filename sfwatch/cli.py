@@ -245,18 +245,22 @@ def status(path: Path | None, files: tuple[str, ...], *, as_json: bool, stays: b
     """Show what the daemon is doing; or say of a FILE why it is not taken, or what became of it.
 
     A FILE is a path, or the name that it was dropped under. Ends with 0 if all is well, 1 if something is held
-    or failing, 3 if no daemon runs.
+    or failing, 3 if no daemon runs, 77 if this user may not see whether one does.
     """
     from sfwatch import status_page  # noqa: PLC0415 - as above
 
     if stays and (files or as_json or not sys.stdout.isatty()):
         raise click.UsageError("--watch shows one page on a terminal: leave out --json and the files")
     settings = read_settings(path)
-    if stays:
-        sys.exit(status_page.watch(settings, os.environ))
-    if files:
-        sys.exit(status_page.answer(files, settings, os.environ, as_json=as_json, out=out))
-    sys.exit(status_page.show(settings, os.environ, as_json=as_json, out=out))
+    try:
+        if stays:
+            sys.exit(status_page.watch(settings, os.environ))
+        if files:
+            sys.exit(status_page.answer(files, settings, os.environ, as_json=as_json, out=out))
+        sys.exit(status_page.show(settings, os.environ, as_json=as_json, out=out))
+    except PermissionError as error:
+        require_owner(settings)
+        end(*state_fault(settings.state_dir, error))
 
 
 @commands.command()

@@ -42,7 +42,10 @@ class Seen:
 
 
 def look(config: Config, environ: Mapping[str, str], *, now: datetime) -> Seen:
-    """Find out what a daemon with these settings is doing, or what lies there while none runs."""
+    """Find out what a daemon with these settings is doing, or what lies there while none runs.
+
+    Raises PermissionError for a user who may see neither: a daemon may well run.
+    """
     problem = None
     try:
         published = status.find(config, environ)
@@ -57,6 +60,8 @@ def look(config: Config, environ: Mapping[str, str], *, now: datetime) -> Seen:
     try:
         return Seen(running=False, status=stock.take(config, now=now), note=_end_of(published, now) or problem)
     except (OSError, journal.JournalError) as error:
+        if published is None and isinstance(error, PermissionError):
+            raise
         why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         note = f"{_end_of(published, now) or problem or 'nothing was published'}; the journal: {why}"
         return Seen(running=False, status=published, note=note)
@@ -114,11 +119,20 @@ def answer(
     as_json: bool,
     out: Callable[[str], None],
 ) -> int:
-    """Say of each file why it is not taken, or what became of it; return the worst exit status."""
+    """Say of each file why it is not taken, or what became of it; return the worst exit status.
+
+    What became of a file, also a user can be told who may not see whether a daemon runs.
+    """
     now = _now()
-    seen = look(config, environ, now=now)
-    running = seen.status if seen.running else None
+    running = forbidden = None
+    try:
+        seen = look(config, environ, now=now)
+        running = seen.status if seen.running else None
+    except PermissionError as error:
+        forbidden = error
     answers = [whereabouts.find(name, config, running, now=now) for name in names]
+    if forbidden is not None and any(found.exit_status == exits.NOT_RUNNING for found in answers):
+        raise forbidden
     if as_json:
         out(json.dumps([asdict(found) for found in answers], ensure_ascii=False, indent=2))
     else:

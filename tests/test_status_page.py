@@ -156,6 +156,26 @@ class TestExitStatuses:
         assert (seen.running, seen.exit_status, seen.status is not None) == (False, 3, True)
         assert "the journal: Permission denied" in str(seen.note)
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+    def test_a_user_who_may_see_nothing(
+        self, loop: Loop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Is not told that no daemon runs, which he can't know; but still what became of a file."""
+        loop.drop("a", "x.jsonl")
+        waiting = loop.drop("a", "y.jsonl", "")
+        loop.look().run(10)
+        settings = loop.settings()
+        for folder in (settings.inboxes[0].path, settings.inboxes[0].done, settings.inboxes[0].failed):
+            folder.chmod(0o755)
+        (settings.inboxes[0].done / "x.jsonl.fileid.json").chmod(0o644)
+        with somebody_else(tmp_path):
+            with pytest.raises(PermissionError):
+                status_page.look(settings, {}, now=NOW)
+            with pytest.raises(PermissionError):
+                status_page.answer([str(waiting)], settings, {}, as_json=False, out=print)
+            assert status_page.answer(["x.jsonl"], settings, {}, as_json=False, out=print) == 0
+        assert "was uploaded" in capsys.readouterr().out
+
 
 @contextmanager
 def somebody_else(folder: Path) -> Iterator[None]:
