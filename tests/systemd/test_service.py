@@ -282,7 +282,8 @@ def test_the_key_is_nowhere(it: Service) -> None:
         f"cat /proc/{pid}/environ /proc/{pid}/cmdline",
     ):
         assert it.run(f"{command} | grep -a -c {KEY}", check=False) == "0\n"
-    found = it.run(f"grep -rlF --devices=skip {KEY} /etc /run /srv /var /tmp /opt/sfwatch", check=False)
+    places = "/etc /run /srv/sfwatch /tmp /opt/sfwatch /var/lib/sfwatch* /var/log /var/tmp"
+    found = it.run(f"grep -rlF --devices=skip {KEY} {places}", check=False)
     ours = {path for path in found.splitlines() if not path.startswith("/run/credentials/sfwatch")}
     assert ours == {"/etc/sfwatch/api-key", "/etc/sfwatch/hung.api-key"}
     credential = "/run/credentials/sfwatch.service/siliconflow-api-key"
