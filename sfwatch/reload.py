@@ -99,7 +99,8 @@ def let_go_where_done(core: Core, now: float) -> None:
         _part(core, inbox, core.service_of.pop(inbox), None)
         core.inboxes.take_up(now)  # one of its name may have waited for that
         _regroup(core)
-    for service in [it for it in core.services.values() if it.is_idle()]:
+    wanted = core.target_of.values()  # by an inbox that is still waited for, perhaps
+    for service in [it for it in core.services.values() if it.is_idle() and it.name not in wanted]:
         service.change(replace(service.state, hold=None), now, waiting=0)
         service.tools.client.close()
         del core.services[service.name]

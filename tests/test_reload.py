@@ -147,6 +147,37 @@ def test_another_folder_under_the_same_name(loop: Loop) -> None:
     loop.drops.clear()
 
 
+@pytest.mark.parametrize("new", [{"name": "z"}, {"path": "elsewhere"}])
+def test_another_name_or_folder_that_goes_to_another_target(loop: Loop, new: dict[str, str]) -> None:
+    """Its target is kept for it while an upload to the former one keeps it waiting."""
+    loop.start()
+    loop.pool.holds = True
+    loop.drop("a", "x.jsonl")
+    loop.look().run(10)
+    before = loop.settings().inboxes[0]
+    (loop.root / "elsewhere").mkdir()
+    with StandIn() as other:
+        after = replace(
+            before,
+            name=new.get("name", "a"),
+            path=loop.root / new["path"] if "path" in new else before.path,
+            api=Api(base_url=other.base_url),
+        )
+        _use(loop, replace(loop.settings(), inboxes=(after,)))
+        reload(loop).run(100)
+        loop.pool.holds = False
+        loop.pool.release()
+        loop.run(10)
+        assert [w.inbox for w in loop.daemon.inboxes.watched.values()] == [after]
+        (after.path / "y.jsonl").write_text(line(1, text="elsewhere"))
+        loop.look().run(60)
+        assert loop.done("a") == ["x.jsonl", "y.jsonl"]
+        assert len(other.stored) == 1
+        loop.service.stored.extend(other.stored)
+    loop.lines[:] = []  # y.jsonl came otherwise than by a drop
+    loop.drops.clear()
+
+
 def _use(loop: Loop, config: Config) -> None:
     loop.settings = lambda: config  # type: ignore[method-assign]
 
