@@ -90,6 +90,8 @@ def commands() -> None:
     \b
     Look:
         sfwatch check requests.jsonl         would the service take this file?
+        sfwatch status                       what is the daemon doing?
+        sfwatch status requests.jsonl        why is this file not taken?
         journalctl -t sfwatch -o cat | sfwatch log --level warning
     """  # noqa: D301 - the backspace itself is what keeps click from filling the lines
 
