@@ -352,6 +352,7 @@ def _crashed(core: Core, entry: Entry, outcome: Crashed, now: float) -> None:
     w = core.inboxes.watched[entry.inbox]
     with contextlib.suppress(OSError, claim.ClaimError):
         entry.claimed = entry.name in claim.claimed(w.inbox.path, core.journal.instance)
+    entry.known = None  # an attempt may have begun since: the journal's word counts
     core.table.wait(entry, now + core.config.uploads.longest_retry_s)
 
 

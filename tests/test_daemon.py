@@ -1204,6 +1204,26 @@ def test_a_bug_in_a_worker_is_said_with_its_traceback_and_the_others_go_on(make:
     assert loop.done("a") == ["x.jsonl", "y.jsonl"]
 
 
+def test_a_bug_in_the_midst_of_an_attempt_does_not_undo_that_it_began(make: Make) -> None:
+    """What the journal says by then counts: that attempt may have been stored, and is one of `resend_limit`."""
+    loop = make(uploads=Uploads(resend_limit=1))
+    loop.service.listing = Listing(answer=answering(404, {}).answer)
+    loop.service.script.append(storing_then_resetting())
+
+    def poison() -> None:
+        if loop.lines[-1]["attempt"] == 2:
+            raise ZeroDivisionError("poisoned")
+
+    loop.on_say("upload.started", poison)
+    loop.drop("a", "x.jsonl")
+    loop.look().run(1000)
+    assert len(loop.said("internal.error")) == 1
+    loop.on_say("upload.started", lambda: None)
+    loop.run(1000)
+    assert len(loop.said("upload.started")) == 2
+    assert loop.said("upload.undecided")
+
+
 def test_many_waiting_files_cost_no_work_while_they_wait(make: Make) -> None:
     """Of a thousand files behind a hold none is touched until it ends, however often the loop turns."""
     loop = make()
