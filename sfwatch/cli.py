@@ -279,6 +279,9 @@ def _retry(settings: Config, names: tuple[str, ...], reason: str | None, inbox: 
 
     status = OK
     files: list[str | Failed] = [*names] or [*it.everything(settings, reason)]
+    if not files:
+        folders = ", ".join(dict.fromkeys(str(inbox.failed) for inbox in settings.inboxes))
+        out(logs.printable(f"nothing to retry: no such file lies in {folders} with a report"))
     for what in files:
         try:
             out(logs.printable(_retried(settings, what, inbox)))

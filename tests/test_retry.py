@@ -390,3 +390,10 @@ def test_another_user_is_told_how_to_run_it(config: Config) -> None:
     ended = sfwatch(config, "--all")
     assert ended.returncode == 77
     assert "runuser -u nobody -- " in ended.stderr
+
+
+def test_that_there_is_nothing_to_retry_is_said(config: Config) -> None:
+    """With the folders that were looked into: one may not be mounted."""
+    ended = sfwatch(config, "--reason", "gave_up")
+    assert ended.returncode == 0
+    assert ended.stdout == f"nothing to retry: no such file lies in {config.inboxes[0].failed} with a report\n"
