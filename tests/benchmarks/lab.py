@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shutil
 import signal
 import statistics
@@ -264,15 +265,31 @@ def run(command: Sequence[str]) -> Callable[[], object]:
     return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def rounds(times: int, contenders: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """What each contender took in each round: on the wall (or in the unit of its own), and of processors."""
+
+    took: dict[str, list[float]]
+    cpu_s: dict[str, list[float]]
+
+
+def rounds(times: int, contenders: Mapping[str, Callable[[], float]], it: Daemon | None = None) -> Runs:
     """Let each have its turn, round after round, after one round that does not count."""
     for contend in contenders.values():
         contend()
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    found = Runs({name: [] for name in contenders}, {name: [] for name in contenders})
     for _ in range(times):
         for name, contend in contenders.items():
-            found[name].append(contend())
+            before_s = _cpu_s(it)
+            found.took[name].append(contend())
+            found.cpu_s[name].append(_cpu_s(it) - before_s)
     return found
+
+
+def _cpu_s(it: Daemon | None) -> float:
+    """Processor time of this process, of the commands that have ended, and of the daemon."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime + (it.cpu_s() if it else 0.0)
 
 
 def middle(values: Sequence[float], digits: int = 2) -> str:
@@ -281,15 +298,22 @@ def middle(values: Sequence[float], digits: int = 2) -> str:
     return f"{median:.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def tell_ratios(what: str, found: Mapping[str, Sequence[float]], unit: str = "s") -> None:
-    """Print the figures, and the first one's ratio to each of the others, round by round."""
-    (ours, our_values), *peers = found.items()
-    for name, values in found.items():
-        print(f"  {name:<28} {middle(values)} {unit}")
-    for name, values in peers:
-        ratios = [mine / theirs for mine, theirs in zip(our_values, values, strict=True)]
-        print(f"  {ours} / {name}: {middle(ratios)}")
-    print(f"  measured: {what}; {len(our_values)} rounds in turn", flush=True)
+def tell_ratios(what: str, found: Runs, unit: str = "s") -> None:
+    """Print the figures, and the first one's ratio to each of the others, round by round.
+
+    Ratios of processor time stand beside those of seconds: who else is on the machine has little part in them.
+    """
+    kinds = {unit: found.took, **({"s of processors": found.cpu_s} if unit == "s" else {})}
+    for name in found.took:
+        said = ", ".join(f"{middle(values[name])} {kind}" for kind, values in kinds.items())
+        print(f"  {name:<28} {said}")
+    for kind, values in kinds.items():
+        (ours, our_values), *peers = values.items()
+        for name, theirs in peers:
+            ratios = [mine / other for mine, other in zip(our_values, theirs, strict=True)]
+            print(f"  {ours} / {name} ({kind}): {middle(ratios)}")
+    times = len(next(iter(found.took.values())))
+    print(f"  measured: {what}; {times} rounds in turn", flush=True)
 
 
 def title(text: str) -> None:

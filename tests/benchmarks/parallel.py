@@ -41,6 +41,7 @@ def main() -> None:
                     "sfwatch run": lambda: dropped(it, paths),
                     f"curl --parallel-max {options.concurrency}": lambda: lab.seconds(curl),
                 },
+                it,
             )
         lab.tell_ratios("from the first rename into the inbox to the last file.done", found)
 

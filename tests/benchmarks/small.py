@@ -72,7 +72,7 @@ def loop(folder: Path, to: lab.Receiver, paths: list[Path]) -> float:
 
 def main() -> None:
     """Measure."""
-    options = lab.arguments(__doc__, count=2000, size=10_000, concurrency=16, rounds=3, loop=100)
+    options = lab.arguments(__doc__, count=2000, size=10_000, concurrency=16, rounds=3, loop=200)
     lab.need("inotifywait", "inotify-tools")
     with lab.scratch(options.folder) as folder:
         paths = make(folder / "work", options.count, options.size)
@@ -88,17 +88,13 @@ def main() -> None:
         lab.title(f"{what}, answers at once")
         with lab.receiver(folder) as to, lab.daemon(folder / "quick", to, uploads=uploads) as it:
             parallel = lab.run(to.curl_parallel(paths, 8, folder / "curl.conf"))
+            many = {"sfwatch": lambda: drop(it, paths), "curl --parallel-max 8": lambda: lab.seconds(parallel)}
+            how = "TLS; from the first rename into the inbox to the last file.done"
+            lab.tell_ratios(how, lab.rounds(options.rounds, many, it))
             some = paths[: options.loop]
-            share = options.count / options.loop
-            found = lab.rounds(
-                options.rounds,
-                {
-                    "sfwatch": lambda: drop(it, paths),
-                    "curl --parallel-max 8": lambda: lab.seconds(parallel),
-                    f"loop (from {options.loop} files)": lambda: loop(folder, to, some) * share,
-                },
-            )
-        lab.tell_ratios("TLS; from the first rename into the inbox to the last file.done", found)
+            lab.title(f"{options.loop} of them, against a shell loop")
+            few = {"sfwatch": lambda: drop(it, some), "inotifywait + curl": lambda: loop(folder, to, some)}
+            lab.tell_ratios(how, lab.rounds(options.rounds, few, it))
         print(f"  processor time of sfwatch: {lab.middle(CPU_MS)} ms a file", flush=True)
 
 

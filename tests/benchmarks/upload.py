@@ -84,6 +84,7 @@ def main() -> None:
                     "curl -F": lambda: lab.seconds(curl),
                     "requests, files=": lambda: lab.seconds(lab.run(vendor)),
                 },
+                it,
             )
             lab.tell_ratios("from the rename into the inbox to file.done", found)
             lab.title(f"peak memory: {what}")
