@@ -289,6 +289,7 @@ def _unknown(core: Core, service: Service, entry: Entry, outcome: Unknown, now: 
     entry.claimed = True
     entry.known = outcome.known
     entry.ended = outcome
+    entry.reason = None  # whatever it waited for before
     entry.lost_at = now
     entry.looks = 1
     entry.failures += 1

@@ -325,8 +325,15 @@ def test_one_wish_sends_a_lost_upload_once_again(loop: Loop) -> None:
     loop.drop("a", "x.jsonl")
     loop.look().run(600)
     retry.wish(loop.settings().state_dir, "a", "x.jsonl")
+    loop.run(30)
+    assert loop.posts() == 2
+    retry.wish(loop.settings().state_dir, "a", "x.jsonl")
+    loop.look()
+    assert loop.posts() == 2  # it is looked for first
+    retry.taken_back(*retry.wishes(loop.settings().state_dir))
     loop.run(3600)
     assert loop.posts() == 2
+    assert len(loop.said("upload.undecided")) == 2
     assert loop.claims("a") == ["x.jsonl"]
     loop.twice = 1
 
