@@ -54,13 +54,13 @@ class Box:
     def journal(self) -> str:
         return self.run("journalctl --no-pager -n 60", check=False)
 
-    def until(self, there: Callable[[], Any], *, within_s: float = PATIENCE_S) -> None:
+    def until(self, there: Callable[[], Any], *, within_s: float = PATIENCE_S, every_s: float = 0.1) -> None:
         """Wait until something is so; fail with the journal's end if it never is."""
         end = time.monotonic() + within_s
         while not there():
             if time.monotonic() > end:
                 pytest.fail(f"it never came to that\n{self.journal()}")
-            time.sleep(0.1)
+            time.sleep(every_s)
 
 
 @contextmanager

@@ -297,7 +297,7 @@ def test_a_hundred_thousand_lines_without_one_lost(it: Service) -> None:
     it.run(f'runuser -u alice -- /usr/bin/python3 -c "{make}"')
     it.run("systemctl kill -s USR1 sfwatch")
     count = "journalctl -t sfwatch -u sfwatch -o cat | grep -c file.ignored"
-    it.until(lambda: int(it.run(count, check=False)) >= BURST, within_s=120)
+    it.until(lambda: int(it.run(count, check=False)) >= BURST, within_s=120, every_s=3)
     assert len({event["file"] for event in it.log("file.ignored")}) == BURST
     it.run(f"find {INBOX} -type l -delete")
     assert it.show("sfwatch", "NRestarts") == "0"
