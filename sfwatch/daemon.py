@@ -18,6 +18,7 @@ from sfwatch import target as rules
 from sfwatch.core import Core, Mail, Signalled
 from sfwatch.inboxes import Inboxes
 from sfwatch.journal import JournalDamagedError
+from sfwatch.logs import printable
 from sfwatch.reload import Fresh, Rejected
 from sfwatch.service import Plan, begin
 from sfwatch.snapshot import Publisher, View
@@ -308,7 +309,7 @@ class Daemon(Core):
         troubles = {
             "held": held,
             "not there": [name for name, w in self.inboxes.watched.items() if w.lost],
-            "stuck": [name for _, name in self.overdue],
+            "stuck": [printable(name) for _, name in self.overdue],
         }
         return line + "".join(f"; {word}: {', '.join(which)}" for word, which in troubles.items() if which)
 

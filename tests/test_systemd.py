@@ -138,6 +138,20 @@ def test_an_upload_that_hangs_starves_it(loop: Loop, manager: Systemd) -> None:
     assert fed(loop, manager, 60) == 6
 
 
+def test_the_name_of_an_upload_that_hangs_steers_nobody(loop: Loop, manager: Systemd) -> None:
+    """It comes from whoever dropped the file: undecodable bytes and control characters are escaped."""
+    loop.start()
+    loop.pool.holds = True
+    loop.drop("a", "x\udcff\x1b[2J.jsonl")
+    loop.look().run(5)
+    [job] = loop.daemon.under_way.values()
+    job.progress.start(loop.now - 1000)
+    manager.heard()
+    loop.run(2)
+    assert any(r"stuck: x\xff\x1b[2J.jsonl" in said for said in manager.heard())
+    loop.pool.release()
+
+
 def test_while_bytes_move_nothing_is_overdue() -> None:
     """However long it takes: the read timeout counts from the last byte, and then the worker gets its time."""
     progress = Progress()
