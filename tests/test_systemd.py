@@ -150,6 +150,10 @@ def test_the_name_of_an_upload_that_hangs_steers_nobody(loop: Loop, manager: Sys
     loop.run(2)
     assert any(r"stuck: x\xff\x1b[2J.jsonl" in said for said in manager.heard())
     loop.pool.release()
+    loop.settle_down()
+    assert len(loop.service.stored) == 1
+    loop.lines[:] = []  # its name is another one there
+    loop.drops.clear()
 
 
 def test_while_bytes_move_nothing_is_overdue() -> None:
