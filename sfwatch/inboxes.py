@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from sfwatch import adopt, arrive, claim, files, settle, watch
 from sfwatch.filing import StorageError, storage
+from sfwatch.job import Task
 from sfwatch.journal import Delivery, Journal, State
 from sfwatch.logs import EventLog
 from sfwatch.settings import Config, Inbox
@@ -121,7 +122,7 @@ class Inboxes:
         claimed and written down is found again under the folder's other name, or once the settings name it.
         """
         entries = self.table.names(w.inbox.name).values()
-        if any(entry.stage is Stage.UNDER_WAY for entry in entries):
+        if any(entry.stage is Stage.UNDER_WAY or _goes_back_now(entry) for entry in entries):
             return False
         replaced = any(w.inbox.name == it.name or w.inbox.path == it.path for it in self.config.inboxes)
         return not entries or (
@@ -533,3 +534,7 @@ class Inboxes:
         if w.lock is not None:
             files.close(w.lock)
             w.lock = None
+
+
+def _goes_back_now(entry: Entry) -> bool:
+    return entry.stage is Stage.READY and entry.task is Task.GIVE_BACK

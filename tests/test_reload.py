@@ -448,6 +448,20 @@ def test_a_refusal_that_is_still_doubted_is_tried_under_the_new_settings(loop: L
     assert loop.done("a") == ["x.jsonl"]
 
 
+def test_a_refusal_that_is_still_doubted_goes_back_into_a_folder_that_is_let_go_of(loop: Loop) -> None:
+    """Whoever dropped it finds it there, and nothing of it is left among the claims."""
+    loop.start()
+    loop.service.script.append(answering(400, {"code": 20012, "message": "no such purpose"}))
+    path = loop.drop("a", "x.jsonl")
+    loop.look().run(5)
+    settings = loop.settings()
+    (loop.root / "elsewhere").mkdir()
+    _use(loop, replace(settings, inboxes=(replace(settings.inboxes[0], path=loop.root / "elsewhere"),)))
+    reload(loop).run(10)
+    assert path.exists()
+    assert loop.daemon.inboxes.watched["a"].inbox.path == loop.root / "elsewhere"
+
+
 @needs_root
 def test_a_state_folder_that_is_full_does_not_end_a_daemon_that_reloads(loop: Loop) -> None:
     """What can't be written down then is said where a file needs it."""
