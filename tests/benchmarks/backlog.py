@@ -5,6 +5,7 @@ And what a file costs from its first sight to done, as the backlog that it stand
 
 import os
 import random
+import signal
 import statistics
 import time
 from pathlib import Path
@@ -57,16 +58,12 @@ def noticed_s(it: lab.Daemon, inbox: Path, nth: int) -> float:
 
 def cost_ms(folder: Path, to: lab.Receiver, count: int) -> float:
     """What each of so many costs from first sight to done, in milliseconds of processor time."""
-    api = {"base_url": to.url, "ca_bundle": str(to.bundle), "key_file": str(folder / "key")}
-    with lab.daemon(
-        folder, to, api=api, uploads={"concurrency": 8, "first_retry": "1s", "longest_retry": "1s"}
-    ) as it:
+    with lab.daemon(folder, to, uploads={"concurrency": 8}) as it:
         before_s = it.cpu_s()
+        os.kill(it.pid, signal.SIGSTOP)  # all of them wait when the first is taken
         fill(it.inbox, count)
-        key = folder / "key"
-        os.close(os.open(key, os.O_WRONLY | os.O_CREAT, 0o600))
-        key.write_text(lab.KEY)
-        it.await_event("file.done", count, within_s=60 + count / 50)
+        os.kill(it.pid, signal.SIGCONT)
+        it.await_event("file.done", count, within_s=60 + count / 10)
         return (it.cpu_s() - before_s) * 1000 / count
 
 
