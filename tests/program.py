@@ -153,9 +153,12 @@ class World:
         assert sorted(ended) == sorted(self.dropped)
         sent = Counter(stored.sha256 for stored in self.service.stored)
         assert sent == Counter(digest(path) for path in self.done())
+        ids: dict[str, set[str]] = {}
+        for stored in self.service.stored:
+            ids.setdefault(stored.sha256, set()).add(stored.id)
         for path in self.done():
             sidecar = json.loads(path.with_name(path.name + ".fileid.json").read_text())
-            assert sidecar["id"] in {s.id for s in self.service.stored if s.sha256 == digest(path)}
+            assert sidecar["id"] in ids[digest(path)]
         for program in self.programs:
             assert KEY not in program.log.read_text()
             assert program.stderr.read_text() == ""
