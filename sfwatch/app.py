@@ -204,6 +204,7 @@ def signals(mailbox: Mailbox) -> Iterator[None]:
     os.set_blocking(writer, False)
     before = {number: signal.signal(number, _nothing) for number in wanted}
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
     forward = threading.Thread(target=_forward, args=(reader, mailbox), name="signals", daemon=True)
     forward.start()
     try:

@@ -1,6 +1,7 @@
 """From the command line to the daemon: settings, log, and whatever fails on the way ends with a sentence."""
 
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,8 @@ def once_page_for(settings: Config) -> "OncePage | None":
 
 
 def work(settings: Config, *, drain_s: float | None, page: "OncePage | None" = None) -> int:
+    # Their default would end the process; they wait until `app.signals` turns them into mail.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1))
     from sfwatch import app, journal  # noqa: PLC0415 - other commands start without these modules
 
     require_owner(settings)

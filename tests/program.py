@@ -113,7 +113,7 @@ class World:
         for name in "ab":
             (self.root / name).mkdir(exist_ok=True)
 
-    def start(self, *under: str) -> Program:
+    def start(self, *under: str, ready: bool = True) -> Program:
         """Start the program, as the last words of the command *under* if there is one."""
         number = len(self.programs)
         manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -132,7 +132,8 @@ class World:
             )
         program = Program(process, log, manager, stderr)
         self.programs.append(program)
-        program.hear("READY=1")
+        if ready:
+            program.hear("READY=1")
         return program
 
     def drop(self, inbox: str, name: str, *, lines: int = 1) -> Path:

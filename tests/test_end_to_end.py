@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from program import PATIENCE_S, World, a_world
 
 from sfwatch.journal import SqliteJournal
 from sfwatch.standin import storing_then_stalling, taking_its_time
+from sfwatch.status import holder
 
 
 @pytest.fixture(name="world")
@@ -158,6 +160,22 @@ def test_a_changed_configuration_is_taken_up_at_sighup(world: World) -> None:
     program.until(lambda: program.said("file.done"))
     assert not path.exists()
     assert len(program.said("config.loaded")) == 2
+    assert program.end() == 0
+
+
+def test_a_sighup_during_the_start_is_taken_up_after_it(world: World) -> None:
+    """Also one that comes before there is any handler for it: the journal is still being opened, here."""
+    state = world.root / "state"
+    state.mkdir(mode=0o700)
+    with closing(sqlite3.connect(state / "journal.sqlite3", isolation_level=None)) as busy:
+        busy.execute("BEGIN EXCLUSIVE")
+
+        program = world.start(ready=False)
+        program.until(lambda: holder(state))
+        program.process.send_signal(signal.SIGHUP)
+        busy.execute("ROLLBACK")
+    program.hear("READY=1")
+    program.until(lambda: len(program.said("config.loaded")) == 2)
     assert program.end() == 0
 
 
