@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -68,6 +68,10 @@ TROUBLE = frozenset(
 """Reasons that make the status unhealthy; the others pass, or are the business of whoever drops files."""
 
 
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A time that can be compared: one without a zone was not written by a daemon."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lost:
     """Why an inbox is not there."""
@@ -105,8 +109,8 @@ class Target:
     pace: int = 0
     reason: str | None = None
     detail: str | None = None
-    since: datetime | None = None
-    next_probe_at: datetime | None = None
+    since: Moment | None = None
+    next_probe_at: Moment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +120,8 @@ class Folder:
     path: str
     reason: str
     detail: str
-    since: datetime
-    next_try_at: datetime
+    since: Moment
+    next_try_at: Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class UnderWay:
     file: str
     size: int
     step: str
-    since: datetime
+    since: Moment
     attempt: int = 1
     sent: int = 0
     bytes_per_s: int | None = None
@@ -140,10 +144,10 @@ class WaitingFile:
 
     file: str
     size: int
-    since: datetime
+    since: Moment
     detail: str | None = None
     attempts: int = 0
-    retry_at: datetime | None = None
+    retry_at: Moment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,7 @@ class Ended:
 
     inbox: str
     file: str
-    at: datetime
+    at: Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +191,8 @@ class Status:
     state: str
     pid: int
     process: str
-    started_at: datetime
-    published_at: datetime
+    started_at: Moment
+    published_at: Moment
     config: str | None
     state_dir: str
     inboxes: tuple[Inbox, ...] = ()

@@ -283,7 +283,7 @@ def _waiting(told: Status, now: datetime) -> RenderableType | None:
 
 def _reason(reason: str, groups: Sequence[status.Waiting], now: datetime) -> Sequence[Text]:
     named = [(file.since, group.inbox, file.file) for group in groups for file in group.oldest]
-    since, inbox, name = min(named)
+    since, inbox, name = min(named, default=(now, groups[0].inbox, "?"))  # who wrote it is not known
     return (
         Text(reason.replace("_", " "), style="red" if reason in status.TROUBLE else ""),
         _count(sum(group.files for group in groups)),

@@ -39,6 +39,12 @@ def settings(tmp_path: Path, **changes: object) -> Config:
 
 
 class TestWritingAndReading:
+    def test_a_time_without_a_zone_is_no_time(self, tmp_path: Path) -> None:
+        """It can't be compared with any other: the document is damaged."""
+        status.write(tmp_path / "s.json", made(started_at=WHEN.replace(tzinfo=None)))
+        with pytest.raises(UnusableError):
+            status.read(tmp_path / "s.json")
+
     def test_what_was_written_is_read(self, tmp_path: Path) -> None:
         """All of it, times to the millisecond; owner and group may read it, nothing lies beside it."""
         waiting = status.Waiting("a", "empty", 1, (status.WaitingFile("x.jsonl", 0, WHEN),))

@@ -247,6 +247,11 @@ class TestThePage:
         document = made(inboxes=(status.Inbox("[red]a[/red]", "/[bold]i", "/d", "/f"),))
         assert "[red]a[/red]" in shown(Seen(running=True, status=document))
 
+    def test_a_group_that_names_no_file(self) -> None:
+        """No daemon writes one, but somebody may who can write to the folder of `status_file`."""
+        document = made(waiting=(status.Waiting("a", "empty", 3),))
+        assert "a/?" in shown(Seen(running=True, status=document))
+
     def test_nothing_to_say(self) -> None:
         """Neither runs anything, nor was anything published."""
         assert shown(Seen(running=False, status=None, note="why")) == "sfwatch is not running: why\n"
