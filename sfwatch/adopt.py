@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sfwatch import claim, files
+from sfwatch import arrive, claim, files
 from sfwatch.filing import storage
 from sfwatch.journal import Delivery, Journal, State
 from sfwatch.logs import EventLog
@@ -78,8 +78,9 @@ def _sweep(inbox: Inbox) -> None:
 
 
 def _claimed(inbox: Inbox, instance: str, rows: dict[str, Delivery]) -> Iterator[Leftover]:
+    known = dict(rows)
     for name in claim.claimed(inbox.path, instance):
-        if _is_file(inbox, instance, name, rows):
+        if _is_file(inbox, instance, name, known):
             yield Leftover(name, rows.pop(name, None), claimed=True)
 
 
@@ -91,14 +92,17 @@ def _unclaimed(rows: Mapping[str, Delivery]) -> Iterator[Leftover]:
 
 
 def _is_file(inbox: Inbox, instance: str, name: str, rows: Mapping[str, Delivery]) -> bool:
-    """Whether a claim is a file's; a lone marker goes back, unless its file has gone ahead."""
-    marker = inbox.settle_marker
-    if marker is None or not name.endswith(marker):
+    """Whether a claim is a file's, not a marker's, and the settings take it or it may have been sent.
+
+    What is neither goes back, but for the marker of a file that is claimed, or has gone ahead.
+    """
+    if name in rows or arrive.candidate(name, inbox):
         return True
-    file = name.removesuffix(marker)
+    theirs = (known.name for known in rows.values() if known.marker and name == known.name + known.marker)
+    file = next(theirs, name.removesuffix(inbox.settle_marker or ""))
     known = rows.get(file)
     ahead = known is not None and known.state in (State.ACCEPTED, State.REFUSED)
-    if not ahead and file not in claim.claimed(inbox.path, instance):
+    if file == name or not (ahead or file in claim.claimed(inbox.path, instance)):
         with contextlib.suppress(OSError):
             claim.give_back(inbox.path, instance, name)
     return False
@@ -109,6 +113,8 @@ def _adopt_foreign(w: Watched, journal: Journal, state_dir: Path, log: EventLog,
     inbox, instance = w.inbox, journal.instance
 
     def note(name: str, st: os.stat_result) -> None:
+        if inbox.settle_marker is not None and name.endswith(inbox.settle_marker):
+            return  # a marker is never sent
         with storage(state_dir):
             _note_unheard_of(journal, inbox, name, st, now)
 

@@ -10,6 +10,7 @@ import pytest
 from loop import Loop, line
 from world import fill, needs_root, tmpfs
 
+from sfwatch import claim
 from sfwatch.core import Signalled
 from sfwatch.settings import Api, Config, Uploads
 from sfwatch.standin import Listing, StandIn, answering, storing_then_resetting
@@ -478,3 +479,53 @@ def test_a_state_folder_that_is_full_does_not_end_a_daemon_that_reloads(loop: Lo
         assert loop.done("b") == ["x.jsonl"]
         loop.close()
         loop._daemon = None
+
+
+def test_a_claimed_marker_is_no_file_when_the_settings_know_no_markers_any_more(loop: Loop) -> None:
+    """It stays with its file, of which nobody can tell what became of it."""
+    loop.inbox = {"settle_marker": ".ok"}
+    loop.service.listing = Listing(answer=answering(404, {}).answer)
+    loop.uploads = replace(loop.uploads, resend_limit=0)
+    loop.start()
+    loop.service.script.append(storing_then_resetting())
+    path = loop.drop("a", "x.jsonl")
+    path.with_name("x.jsonl.ok").touch()
+    loop.look().run(600)
+    assert sorted(loop.claims("a")) == ["x.jsonl", "x.jsonl.ok"]
+    loop.inbox = {}
+    loop.restart().run(600)
+    assert sorted(loop.claims("a")) == ["x.jsonl", "x.jsonl.ok"]
+    assert not loop.said("file.failed")
+    assert loop.posts() == 1
+    (loop.inbox_of("a") / ".sfwatch" / loop.daemon.journal.instance / "x.jsonl.ok").unlink()
+
+
+def test_a_claim_that_was_never_sent_goes_back_when_its_name_is_not_taken_any_more(loop: Loop) -> None:
+    """The daemon was killed just after it had claimed the file, and the patterns were changed."""
+    loop.start()
+    path = loop.drop("a", "x.jsonl")
+    claim.take(loop.inbox_of("a"), loop.daemon.journal.instance, "x.jsonl")
+    loop.inbox = {"match": ("*.ndjson",)}
+    loop.restart().run(60)
+    assert path.exists()
+    assert loop.posts() == 0
+
+
+def test_a_claimed_marker_is_no_lost_upload_after_the_journal_was_lost(loop: Loop) -> None:
+    """Of all that was claimed nothing is known then; a marker is never sent all the same."""
+    loop.inbox = {"settle_marker": ".ok"}
+    loop.service.listing = Listing(answer=answering(404, {}).answer)
+    loop.uploads = replace(loop.uploads, resend_limit=0)
+    loop.start()
+    loop.service.script.append(storing_then_resetting())
+    path = loop.drop("a", "x.jsonl")
+    path.with_name("x.jsonl.ok").touch()
+    loop.look().run(600)
+    loop.die()
+    for file in (loop.root / "state").glob("journal*"):
+        file.unlink()
+    loop.start().run(600)
+    assert [known.name for known in loop.daemon.journal.under_way()] == ["x.jsonl"]
+    assert sorted(loop.claims("a")) == ["x.jsonl", "x.jsonl.ok"]
+    assert loop.posts() == 1
+    (loop.inbox_of("a") / ".sfwatch" / loop.daemon.journal.instance / "x.jsonl.ok").unlink()
