@@ -61,7 +61,9 @@ def main() -> NoReturn:
         sys.exit(USAGE)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "sfwatch"
-        complain(command, f"{error.format_message()} See {command} --help")
+        message = error.format_message()
+        stop = "" if message.endswith((".", "?", "!")) else "."
+        complain(command, f"{message}{stop} See {command} --help")
         sys.exit(USAGE)
     except click.Abort:
         sys.exit(128 + signal.SIGINT)
@@ -103,7 +105,7 @@ def run(path: Path | None) -> None:
     sys.exit(work(read_settings(path), drain_s=None))
 
 
-@commands.command()
+@commands.command(short_help="Work off what is there now, and end.")
 @_CONFIG
 @click.option(
     "--wait", default="60s", show_default=True, help="How long each file gets to settle and to be taken."
@@ -156,7 +158,7 @@ def _events(_context: click.Context, _parameter: click.Parameter, begun: str) ->
     return [CompletionItem(name) for name in logs.EVENTS if name.startswith(begun)]
 
 
-@commands.command()
+@commands.command(short_help="Show a log in JSON as the console shows it.")
 @click.option("--inbox", "inboxes", multiple=True, metavar="NAME", help="Only about this inbox. Repeatable.")
 @click.option(
     "--file", "files", multiple=True, metavar="PATTERN", help="Only about files like 'evals-*'. Repeatable."
@@ -187,8 +189,8 @@ def log(path: Path | None, *, last: int | None, follow: bool, **wanted: Any) -> 
 
     \b
         journalctl -t sfwatch -o cat --since today | sfwatch log
-        sfwatch log --event 'file.*' --event 'upload.deferred' /var/log/sfwatch.log
-        sfwatch log -f --level warning /var/log/sfwatch.log
+        sfwatch log --event 'file.*' --event 'target.*' sfwatch.jsonl
+        sfwatch log -f --level warning /var/log/sfwatch/sfwatch.jsonl
 
     All conditions hold together; several of one kind are alternatives. A file that is followed may be rotated.
     """  # noqa: D301 - as above
@@ -211,7 +213,7 @@ def log(path: Path | None, *, last: int | None, follow: bool, **wanted: Any) -> 
     _show(pick(lines(piped)), page, last)
 
 
-@commands.command()
+@commands.command(short_help="Put failed files back into their inbox.")
 @_CONFIG
 @click.option("--all", "all_of_them", is_flag=True, help="Every failed file that has a report.")
 @click.option("--reason", metavar="CODE", help="Only those that failed for this reason, as in their reports.")
@@ -238,7 +240,7 @@ def retry(
     sys.exit(_retry(settings, names, reason, inbox))
 
 
-@commands.command()
+@commands.command(short_help="Show what the daemon does; say why a FILE is not taken.")
 @_CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--watch", "stays", is_flag=True, help="Keep the page up to date until Ctrl-C.")

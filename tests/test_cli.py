@@ -116,6 +116,17 @@ class TestTheCommandLine:
         ended = sfwatch()
         assert (ended.returncode, ended.stderr) == (64, sfwatch("--help").stdout)
 
+    def test_one_sentence_follows_another(self) -> None:
+        """What comes after a message of our own is set off from it."""
+        assert sfwatch("retry").stderr.endswith("or --reason CODE. See sfwatch retry --help\n")
+
+    def test_help_fits_a_terminal(self) -> None:
+        """80 columns hold it, and no command's summary breaks off."""
+        for command in ("", *cli.commands.commands):
+            text = sfwatch(*command.split(), "--help").stdout
+            assert max(map(len, text.splitlines())) <= 80
+            assert "..." not in text.partition("\nCommands:")[2]
+
     def test_help_keeps_its_examples(self) -> None:
         """Each on a line of its own, and no markup to be seen."""
         said = sfwatch("--help").stdout
