@@ -602,16 +602,15 @@ def _sighting(fd: int, *, marker: bool, moved_in: bool, wall: float) -> Sighting
 
 def _forbidden(path: Path, st: os.stat_result) -> str:
     """Why a file can't be read, by numbers: to look names up may ask a server and take long."""
+    ours = sorted({os.getegid(), *os.getgroups()})
     readable_by_group = bool(st.st_mode & stat.S_IRGRP)
-    remedy = f"let its group be one of {_groups()} (chgrp)" if readable_by_group else "chmod g+r"
+    remedies = [] if readable_by_group else ["chmod g+r"]
+    if readable_by_group or st.st_gid not in ours:
+        remedies.insert(0, f"let its group be one of {', '.join(map(str, ours))} (chgrp)")
     return (
         f"{path}: owner {st.st_uid}, group {st.st_gid}, mode {stat.S_IMODE(st.st_mode):04o}: "
-        f"user {os.geteuid()} may not read it; {remedy}"
+        f"user {os.geteuid()} may not read it; {' and '.join(remedies)}"
     )
-
-
-def _groups() -> str:
-    return ", ".join(str(group) for group in sorted({os.getegid(), *os.getgroups()}))
 
 
 def read_tail(fd: int, size: int) -> Tail:

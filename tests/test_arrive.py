@@ -769,6 +769,9 @@ def test_a_forbidden_file_is_described_with_its_remedy(folder: Path) -> None:
     os.chown(path, STRANGER, STRANGER)
     answer = python(SIGHT, folder, under=LESS_POWERFUL)
     assert str(answer).endswith("let its group be one of 0 (chgrp)")
+    path.chmod(0o600)
+    answer = python(SIGHT, folder, under=LESS_POWERFUL)
+    assert str(answer).endswith("let its group be one of 0 (chgrp) and chmod g+r")
 
 
 @as_root
