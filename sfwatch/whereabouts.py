@@ -164,6 +164,8 @@ def _told(place: _Place, known: _Known) -> Answer | None:
 def _waits(place: _Place, known: _Known, reason: str, file: WaitingFile | None = None) -> Answer:
     said = file.detail if file is not None else None
     why = (_held(place, known) if reason == "held" else said) or REASONS.get(reason, reason)
+    if reason == "settling":
+        why += _rest(place.inbox)
     text = f"{place} waits: {why}" if file is None else f"{place} has waited for {known.age(file.since)}: {why}"
     if file is not None and file.attempts:
         text += f"; tries so far: {file.attempts}"
@@ -175,6 +177,14 @@ def _waits(place: _Place, known: _Known, reason: str, file: WaitingFile | None =
     return Answer(
         printable(place.name), "waiting", text, exit_status, inbox=place.inbox.name, reason=reason, path=path
     )
+
+
+def _rest(inbox: Inbox) -> str:
+    """How long a file of this inbox has to rest."""
+    settle, unproven = console.span(inbox.settle_s), console.span(inbox.settle_unproven_s)
+    if inbox.settle_s == inbox.settle_unproven_s:
+        return f" ({settle})"
+    return f" ({settle} where the kernel says that nobody writes to it, else {unproven})"
 
 
 def _held(place: _Place, known: _Known) -> str | None:
@@ -308,7 +318,8 @@ def _is_done(place: _Place, known: _Known, at: str, path: Path, facts: dict[str,
 def _is_failed(place: _Place, known: _Known, at: str, path: Path, facts: dict[str, Any]) -> Answer:
     beside = printable(str(path))
     said = {key: printable(str(facts.get(key) or "")).rstrip(".") for key in ("reason", "detail", "next_step")}
-    why = f"{said['detail']}. {said['next_step']}. See {beside}"
+    at_line = f"line {facts['line']}: " if isinstance(facts.get("line"), int) else ""
+    why = f"{at_line}{said['detail']}. {said['next_step']}. See {beside}"
     text = f"{place} failed {_ago(known, at)} ({said['reason']}): {why}"
     return Answer(
         printable(place.name),

@@ -63,6 +63,7 @@ class TestFilesThatWait:
         published = status.read(loop.root / "state" / "status.json")
         answer = whereabouts.find(str(path), loop.settings(), published, now=now)
         assert (answer.state, answer.reason) == ("waiting", "settling")
+        assert "(2 s where the kernel says that nobody writes to it, else 10 s)" in answer.sentence
 
     def test_a_held_one(self, loop: Loop) -> None:
         """Its target's trouble is told, which it shares with all others, named or not."""
@@ -235,6 +236,12 @@ class TestFilesThatCameToTheirEnd:
             assert answer.file_id == json.loads(sidecar.read_text())["id"]
             assert (answer.path, answer.beside) == (str(done), str(sidecar))
             assert f" as {answer.file_id}; " in answer.sentence
+
+    def test_failed_for_one_of_its_lines(self, loop: Loop) -> None:
+        """The first line at fault is named."""
+        loop.drop("b", "x.jsonl", "{}\n")
+        loop.look().run(3)
+        assert "(custom_id_missing): line 1: " in ask(loop, "x.jsonl").sentence
 
     def test_failed(self, loop: Loop) -> None:
         """What was wrong with it, and what to do."""
