@@ -23,14 +23,26 @@ from rich.console import Console
 from rich.highlighter import JSONHighlighter
 from rich.text import Text
 
-from sfwatch import __version__, app, console, exits, logs
-from sfwatch.settings import Api, Config, Inbox, Log
+from sfwatch import __version__, app, config, console, exits, logs
+from sfwatch.settings import Config, Log
 from sfwatch.standin import StandIn
 
 SAMPLE, BROKEN = "sample.jsonl", "broken.jsonl"
 
 _KEY = "sk-demo-this-is-no-real-key"
 _SAMPLE_WITHIN_S = 20.0
+
+_CONFIGURATION = """\
+api:
+  base_url: {base_url}
+  key_file: key
+  connect_timeout: 5s
+  read_timeout: 10s
+inboxes:
+  - path: inbox
+state_dir: state
+stop_grace: 5s
+"""
 
 _QUESTIONS = (
     "Why is the sky blue?",
@@ -86,16 +98,15 @@ def _hangup_ends() -> Iterator[None]:
 
 
 def _furnish(folder: Path, base_url: str) -> Config:
-    """Make the folders, the key and the sample; return the settings, which are the defaults otherwise."""
+    """Make the folders, the key, the sample and a configuration, which other commands can be asked with."""
     for name in ("inbox", "done", "failed", "state"):
         (folder / name).mkdir()
     key = folder / "key"
     key.touch(0o600)
     key.write_text(_KEY)
     _drop(folder, SAMPLE, sample())
-    api = Api(base_url=base_url, key_file=key, connect_timeout_s=5.0, read_timeout_s=10.0)
-    inbox = Inbox(path=folder / "inbox", name="inbox", done=folder / "done", failed=folder / "failed", api=api)
-    return Config(inboxes=(inbox,), state_dir=folder / "state", stop_grace_s=5.0)
+    (folder / "sfwatch.yaml").write_text(_CONFIGURATION.format(base_url=base_url))
+    return config.read(folder / "sfwatch.yaml", environ={})
 
 
 def _drop(folder: Path, name: str, data: bytes) -> None:
@@ -157,6 +168,12 @@ _YOUR_TURN = """\
 In another terminal, drop a batch file of your own, or one that is no batch file at all:
 
   cp yours.jsonl {inbox}
+
+Ask why a file is not taken or has failed, and put it back when it is mended
+(after `make run`, sfwatch is .venv/bin/sfwatch):
+
+  sfwatch status -c {config} broken.jsonl
+  sfwatch retry -c {config} broken.jsonl
 
 Copy, do not move: the folder is removed at the end. Ctrl-C ends the demo.
 """
@@ -233,7 +250,8 @@ class _Show:
         self._say("\n" + _MISTAKES.format(report=report.name))
         self._say(_mistakes(report))
         self._head("Your turn")
-        self._say(_YOUR_TURN.format(inbox=shlex.quote(f"{self.folder}/inbox/")))
+        inbox, settings = (shlex.quote(f"{self.folder}/{name}") for name in ("inbox/", "sfwatch.yaml"))
+        self._say(_YOUR_TURN.format(inbox=inbox, config=settings))
 
     def _head(self, text: str) -> None:
         self._print(Text(text, "bold"))

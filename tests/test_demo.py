@@ -4,6 +4,7 @@ import json
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -137,6 +138,13 @@ def started(tmp_path: Path, **more: str) -> Iterator[Person]:
             os.close(ours)
 
 
+def asked(person: Person, command: str) -> str:
+    """What a command prints that the demo proposes, typed as it stands there."""
+    arguments = shlex.split(person.sees(rf"sfwatch ({command} -c .*)\n").group(1))
+    ended = subprocess.run([*COMMAND[:-1], *arguments], capture_output=True, text=True, check=False)
+    return ended.stdout + ended.stderr
+
+
 def test_a_person_drops_a_file_and_leaves_with_ctrl_c(tmp_path: Path) -> None:
     """The sample, a file with mistakes and its report, one's own file; then nothing is left, and status 0."""
     with started(tmp_path) as person:
@@ -147,8 +155,12 @@ def test_a_person_drops_a_file_and_leaves_with_ctrl_c(tmp_path: Path) -> None:
         person.sees(r"file\.done +inbox/问题\.jsonl +file-\w+ · 12 lines · .* · done/问题\.jsonl")
         sidecar = json.loads((folder / "done" / "问题.jsonl.fileid.json").read_text("utf-8"))
         assert sidecar["id"] in person.seen
+        assert "(last_role_not_user): line 2: " in asked(person, "status")
+        (folder / "failed" / "broken.jsonl").write_bytes(demo.sample())
+        assert "is back in its inbox" in asked(person, "retry")
+        person.sees(r"file\.done +inbox/broken\.jsonl")
         person.process.send_signal(signal.SIGINT)
-        person.sees("2 files uploaded, 1 refused")
+        person.sees("3 files uploaded, 1 refused")
         assert person.process.wait(GIVE_UP_S) == 0
         assert "\x1b[32mfile.done\x1b[0m" in person.seen
     assert not list((tmp_path / "tmp").iterdir())
