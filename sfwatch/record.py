@@ -54,8 +54,8 @@ NEXT_STEPS: Mapping[str, str] = MappingProxyType(
         "too_big": "Split the file into parts below the limit, `split -C 900M NAME part-`, and drop the parts.",
         "nul_bytes": "The file was not written to its end (it holds NUL bytes): make it anew and drop that.",
         "refused": "Read what the service said in `message`, mend the file, then drop it again.",
-        "keeps_failing": "The service takes other files: see `detail`, then move it back into its inbox.",
-        "gave_up": "Once the service can be reached again, move the file back into its inbox.",
+        "keeps_failing": "The service takes other files: see `detail`, then `sfwatch retry NAME`.",
+        "gave_up": "Once the service takes files again, put it back: `sfwatch retry --reason gave_up`.",
     }
 )
 """What to do about each reason that a report can give."""
