@@ -79,6 +79,12 @@ def tree(top: Path) -> list[tuple[str, int]]:
 
 
 class TestTheCommandLine:
+    def test_as_a_module(self) -> None:
+        """For those who have a Python and no PATH."""
+        module = [sys.executable, "-m", "sfwatch", "--version"]
+        told = subprocess.run(module, capture_output=True, text=True, check=True).stdout
+        assert told == f"sfwatch, version {__version__}\n"
+
     def test_version(self) -> None:
         """On standard output."""
         assert sfwatch("--version").stdout == f"sfwatch, version {__version__}\n"
