@@ -116,7 +116,10 @@ class WatchEnded:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A bug ended the doorbell's thread: events are lost, and every watch has ended until it is armed again."""
+    """The doorbell's thread has ended: events are lost, and so is every watch until it is armed again.
+
+    It was a bug, or the kernel would not be read (an OSError).
+    """
 
     bug: Exception
 

@@ -213,7 +213,8 @@ class Daemon(Core):
 
     def _on_broken(self, bug: Exception, now: float) -> None:
         """The doorbell's thread has ended: the next look begins another, and finds what did not ring."""
-        self.log("internal.error", detail=f"{type(bug).__name__}: {bug}", traceback=traceback_of(bug))
+        if not isinstance(bug, OSError):  # that is the kernel's, and only costs what did not ring
+            self.log("internal.error", detail=f"{type(bug).__name__}: {bug}", traceback=traceback_of(bug))
         for inbox in self.inboxes.watched:
             self.inboxes.overflowed(inbox, now)
 

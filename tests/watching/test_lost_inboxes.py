@@ -1,5 +1,6 @@
 """Inboxes that are lost and found, by the clock of the loop: nothing has vanished, and each is said once."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -124,6 +125,17 @@ def test_a_doorbell_that_breaks_is_said_once_and_everything_is_looked_at(make: M
     (error,) = loop.said("internal.error")
     assert "ZeroDivisionError" in error["detail"]
     assert [e["inbox"] for e in loop.said("inbox.overflowed")] == ["a", "b"]
+
+
+def test_a_kernel_that_will_not_be_read_is_no_bug(make: Make) -> None:
+    """It is said as lost events, which it is, and everything is looked at."""
+    loop = make()
+    loop.drop("a", "x.jsonl")
+    loop.daemon.mailbox.put(arrive.Broken(OSError(errno.EIO, "Input/output error")))
+    loop.run(3)
+    assert loop.done("a") == ["x.jsonl"]
+    assert not loop.said("internal.error")
+    assert [e["inbox"] for e in loop.said("inbox.overflowed")] == ["a"]
 
 
 def test_a_doorbell_that_breaks_again_and_again_does_not_make_the_loop_spin(make: Make) -> None:
