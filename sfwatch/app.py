@@ -6,7 +6,6 @@ import random
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from sfwatch import __version__, arrive, files, key
 from sfwatch.config import ConfigError
 from sfwatch.core import Mailbox, Signalled
 from sfwatch.daemon import Daemon
+from sfwatch.exits import FINDINGS, INTERNAL, OK, TRY_AGAIN
 from sfwatch.job import Job, Tools
 from sfwatch.journal import SqliteJournal
 from sfwatch.logs import EventLog
@@ -27,13 +27,10 @@ from sfwatch.reload import Fresh, Rejected
 from sfwatch.service import Plan
 from sfwatch.settings import Api, Config, Inbox
 from sfwatch.upload import Client, Pace
-
-INTERNAL = 70
-"""The exit status after a bug, as sysexits.h has it."""
+from sfwatch.work import traceback_of
 
 SPARE_WORKERS = 2
 """Workers beside those that upload: for moves that a full disk has kept waiting, and for probes."""
-
 
 FIXED_KEYS = ("state_dir", "log")
 """Keys that SIGHUP leaves as they were: what they name is open as long as the process lives."""
@@ -253,11 +250,10 @@ def run(
                     it.drain_until = it.clock() + drain_s
                 it.run()
             except Exception as bug:  # noqa: BLE001 - the border of the loop: said, and systemd starts it anew
-                text = "".join(traceback.format_exception(bug, limit=20))
-                log("internal.error", detail=f"{type(bug).__name__}: {bug}", traceback=text)
+                log("internal.error", detail=f"{type(bug).__name__}: {bug}", traceback=traceback_of(bug))
                 leave(INTERNAL)
                 return INTERNAL
-        status = exit_status(it) if drain_s is not None else 0
+        status = exit_status(it) if drain_s is not None else OK
         if it.leave_at_once:
             status = 128 + (it.stop_signal or 0)
         if it.busy or it.probing:
@@ -269,6 +265,6 @@ def run(
 def exit_status(it: Daemon) -> int:
     """Return what `once` ends with: 1 if a file failed, 75 if one had to wait, 0 if all are done."""
     if it.counts.failed:
-        return 1
+        return FINDINGS
     out_of_reach = any(w.lost or w.foreign_told for w in it.inboxes.watched.values())
-    return 75 if it.unfinished() or out_of_reach else 0
+    return TRY_AGAIN if it.unfinished() or out_of_reach else OK

@@ -343,6 +343,3 @@ class Daemon(Core):
             under_way=len(self.under_way),
             grace_s=self.config.stop_grace_s,
         )
-
-
-# What runs in a worker's thread: the one border at which a bug becomes an event.

@@ -4,6 +4,8 @@ A file goes only where it can come to its end: its inbox is there, its claim is 
 needs take files.
 """
 
+from collections.abc import Iterable
+
 from sfwatch import target as rules
 from sfwatch.core import Core
 from sfwatch.job import Job, Task
@@ -28,14 +30,25 @@ def queue(core: Core, entry: Entry) -> None:
         core.local.append(entry.key)
 
 
+def give_back(core: Core, entry: Entry) -> None:
+    """Let a claimed file go back into its inbox, to be tried anew."""
+    entry.task = Task.GIVE_BACK
+    queue(core, entry)
+
+
+def doubted(core: Core, inboxes: Iterable[str]) -> list[Entry]:
+    """Return the files of these inboxes that were refused, which is not believed yet."""
+    entries = [entry for inbox in inboxes for entry in core.table.names(inbox).values()]
+    return [entry for entry in entries if entry.stage is Stage.WAITING and entry.task is Task.CONDEMN]
+
+
 def hand_out(core: Core, now: float) -> None:
+    """Start all that may be started now."""
     for _ in range(len(core.local)):
         entry = core.table.get(core.local.popleft())
         if entry is None or entry.stage is not Stage.READY or _is_away(core, entry, now):
             continue
-        if core.inboxes.locked(core.inboxes.watched[entry.inbox], entry, now) and core.storage.ready(
-            _folders(core, entry), entry.key, now
-        ):
+        if _may_go(core, entry, now):
             _submit(core, entry, now)
         else:
             core.local.append(entry.key)
@@ -55,15 +68,19 @@ def _hand_out_next(core: Core, service: Service, now: float) -> bool:
         entry = _next_of(core, service, inbox)
         if entry is None or _is_away(core, entry, now):
             continue
-        if not core.inboxes.locked(w, entry, now) or not core.storage.ready(
-            _folders(core, entry), entry.key, now
-        ):
+        if not _may_go(core, entry, now):
             if service.state.hold is None:  # a trial has kept its place
                 core.table.ready(entry)
             continue
         _submit(core, entry, now)
         return True
     return False
+
+
+def _may_go(core: Core, entry: Entry, now: float) -> bool:
+    """Whether its claim can be locked, and all folders that it needs take files."""
+    w = core.inboxes.watched[entry.inbox]
+    return core.inboxes.locked(w, entry, now) and core.storage.ready(_folders(core, entry), entry.key, now)
 
 
 def _is_away(core: Core, entry: Entry, now: float) -> bool:
@@ -139,6 +156,7 @@ def _folders(core: Core, entry: Entry) -> set[str]:
 
 
 def needing(core: Core, folder: str) -> int:
+    """Return how many files need this folder."""
     return sum(folder in _folders(core, entry) for entry in core.table.entries())
 
 

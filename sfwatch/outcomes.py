@@ -47,6 +47,7 @@ OTHERS_ACCEPTED = 3
 
 
 def finished(core: Core, key: Key, outcome: Outcome, now: float) -> None:
+    """Take in what a worker answered."""
     job = core.under_way.pop(key)
     entry = core.table.get(key)
     sent_to = next((it for it in core.services.values() if key in it.under_way), None)
@@ -262,21 +263,14 @@ def _refused(core: Core, service: Service, entry: Entry, outcome: Refused, now: 
     verdict = outcome.verdict
     condemned = Condemned("refused", verdict.detail, verdict)
     if rules.refuses_all(service.state, _alike(verdict)):
-        for other in [entry, *_doubted(core, service)]:
-            other.task = Task.GIVE_BACK
-            handout.queue(core, other)
+        for other in [entry, *handout.doubted(core, service.inboxes)]:
+            handout.give_back(core, other)
     elif service.state.accepted:
         _condemn(core, entry, condemned)
     else:
         entry.task = Task.CONDEMN
         entry.condemned = condemned
         core.table.wait(entry, now + DOUBT * core.config.uploads.first_retry_s)
-
-
-def _doubted(core: Core, service: Service) -> list[Entry]:
-    """Files whose refusal is not believed yet."""
-    entries = [entry for inbox in service.inboxes for entry in core.table.names(inbox).values()]
-    return [entry for entry in entries if entry.stage is Stage.WAITING and entry.task is Task.CONDEMN]
 
 
 def _condemn(core: Core, entry: Entry, condemned: Condemned) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from sfwatch import handout
 from sfwatch.core import Core
-from sfwatch.job import Task
 from sfwatch.service import Plan, Service, begin
 from sfwatch.settings import Config
 from sfwatch.table import Stage
@@ -39,25 +38,17 @@ def reload(core: Core, fresh: Fresh | Rejected, now: float) -> None:
         core.log("config.rejected", config=core.config.source, problems=list(fresh.problems))
         return
     core.config = fresh.config
-    former, core.pool = core.pool, fresh.pool
-    if former is not fresh.pool:
-        former.shutdown(wait=False)  # it ends when it has done what it was given
+    core.pool.shutdown(wait=False)  # it ends when it has done what it was given
+    core.pool = fresh.pool
     _take_plans(core, fresh.plans, now)
-    _believe_no_refusal(core)
+    for entry in handout.doubted(core, core.inboxes.watched):  # it may have been the former settings' fault
+        handout.give_back(core, entry)
     core.storage.reload(fresh.config.uploads, now)
     core.inboxes.reload(fresh.config, now)
     _regroup(core)
     names = [inbox.name for inbox in fresh.config.inboxes]
     needs_restart = list(fresh.needs_restart) or None
     core.log("config.loaded", config=core.config.source, inboxes=names, needs_restart=needs_restart)
-
-
-def _believe_no_refusal(core: Core) -> None:
-    """A refusal that is still doubted may be the former settings' fault: its file is tried anew."""
-    for entry in core.table.entries():
-        if entry.stage is Stage.WAITING and entry.task is Task.CONDEMN:
-            entry.task = Task.GIVE_BACK
-            handout.queue(core, entry)
 
 
 def _take_plans(core: Core, plans: Iterable[Plan], now: float) -> None:

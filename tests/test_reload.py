@@ -481,8 +481,8 @@ def test_a_state_folder_that_is_full_does_not_end_a_daemon_that_reloads(loop: Lo
         loop._daemon = None
 
 
-def test_a_claimed_marker_is_no_file_when_the_settings_know_no_markers_any_more(loop: Loop) -> None:
-    """It stays with its file, of which nobody can tell what became of it."""
+def nobody_can_tell_of_a_marked_file(loop: Loop) -> None:
+    """It and its marker are claimed, its answer is lost, and there is no listing."""
     loop.inbox = {"settle_marker": ".ok"}
     loop.service.listing = Listing(answer=answering(404, {}).answer)
     loop.uploads = replace(loop.uploads, resend_limit=0)
@@ -491,6 +491,11 @@ def test_a_claimed_marker_is_no_file_when_the_settings_know_no_markers_any_more(
     path = loop.drop("a", "x.jsonl")
     path.with_name("x.jsonl.ok").touch()
     loop.look().run(600)
+
+
+def test_a_claimed_marker_is_no_file_when_the_settings_know_no_markers_any_more(loop: Loop) -> None:
+    """It stays with its file, of which nobody can tell what became of it."""
+    nobody_can_tell_of_a_marked_file(loop)
     assert sorted(loop.claims("a")) == ["x.jsonl", "x.jsonl.ok"]
     loop.inbox = {}
     loop.restart().run(600)
@@ -513,14 +518,7 @@ def test_a_claim_that_was_never_sent_goes_back_when_its_name_is_not_taken_any_mo
 
 def test_a_claimed_marker_is_no_lost_upload_after_the_journal_was_lost(loop: Loop) -> None:
     """Of all that was claimed nothing is known then; a marker is never sent all the same."""
-    loop.inbox = {"settle_marker": ".ok"}
-    loop.service.listing = Listing(answer=answering(404, {}).answer)
-    loop.uploads = replace(loop.uploads, resend_limit=0)
-    loop.start()
-    loop.service.script.append(storing_then_resetting())
-    path = loop.drop("a", "x.jsonl")
-    path.with_name("x.jsonl.ok").touch()
-    loop.look().run(600)
+    nobody_can_tell_of_a_marked_file(loop)
     loop.die()
     for file in (loop.root / "state").glob("journal*"):
         file.unlink()

@@ -2,32 +2,16 @@
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 from loop import Loop
 from world import needs_root, tmpfs
 
 from sfwatch import arrive
-from sfwatch.standin import Behaviour, End, StandIn, storing_then_resetting
+from sfwatch.standin import Behaviour, End, storing_then_resetting
 
 Make = Callable[..., Loop]
-
-
-@pytest.fixture(name="make")
-def _make(tmp_path: Path) -> Iterator[Make]:
-    """Loops that are started, and whose promises are checked at the end."""
-    with StandIn() as service, ExitStack() as closing:
-
-        def make(**settings: Any) -> Loop:
-            loop = Loop(tmp_path, service, **settings)
-            closing.callback(loop.close)
-            return loop.start()
-
-        yield make
 
 
 @needs_root

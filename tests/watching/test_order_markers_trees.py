@@ -4,34 +4,18 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 from loop import Loop, digest, line
 from program import a_world
 from world import needs_root, tmpfs
 
 from sfwatch import arrive
 from sfwatch.settings import Uploads
-from sfwatch.standin import Behaviour, End, StandIn, answering
+from sfwatch.standin import Behaviour, End, answering
 
 Make = Callable[..., Loop]
-
-
-@pytest.fixture(name="make")
-def _make(tmp_path: Path) -> Iterator[Make]:
-    """Loops that are started, and whose promises are checked at the end."""
-    with StandIn() as service, ExitStack() as closing:
-
-        def make(**settings: Any) -> Loop:
-            loop = Loop(tmp_path, service, **settings)
-            closing.callback(loop.close)
-            return loop.start()
-
-        yield make
 
 
 def sent(loop: Loop) -> list[str]:
