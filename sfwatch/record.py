@@ -158,6 +158,14 @@ def original_name(facts: Mapping[str, Any]) -> str:
     return name
 
 
+def believed_name(facts: object) -> str | None:
+    """The same, or None where nothing like it is said, or nothing that can be believed."""
+    try:
+        return original_name(facts) if isinstance(facts, Mapping) else None
+    except ValueError:
+        return None
+
+
 def _is_name(name: str) -> bool:
     try:
         os.fsencode(name)
@@ -330,10 +338,23 @@ def _sha256(document: bytes) -> object:
     return facts.get("sha256") if isinstance(facts, Mapping) else None
 
 
+def read(name: str, *, dir_fd: int | None = None) -> dict[str, Any] | None:
+    """A sidecar or report as it lies there; None if there is none that can be read. Never raises OSError."""
+    try:
+        with files.regular(name, dir_fd=dir_fd) as fd:
+            return _object(os.pread(fd, _LARGEST_DOCUMENT, 0))
+    except (OSError, files.NotRegular):
+        return None
+
+
 def _parsed(document: bytes) -> Mapping[str, Any]:
-    """An object, empty if it is none: whoever may write to the folder may have put anything there."""
+    return _object(document) or {}
+
+
+def _object(document: bytes) -> dict[str, Any] | None:
+    """An object, None if it is none: whoever may write to the folder may have put anything there."""
     try:
         content = json.loads(document)
     except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return None
+    return content if isinstance(content, dict) else None

@@ -26,8 +26,6 @@ HISTORY = ".sfwatch-history"
 WISHES = "retry"
 """The folder in `state_dir` with one file for each lost upload that is to be sent again."""
 
-_REPORT_LIMIT = 16 * 1024 * 1024
-
 
 class NotRetriedError(Exception):
     """Why a file was not moved, and what to do, as a sentence."""
@@ -61,7 +59,7 @@ def named(config: Config, name: str) -> Failed | None:
         if path.is_relative_to(folder) and path != folder and _lies_in(folder, str(path.relative_to(folder))):
             return _failed(folder, str(path.relative_to(folder)))
     found = [_failed(folder, name) for folder in _folders(config) if _lies_in(folder, name)]
-    found = found or [it for it in everything(config) if it.report and _original(it.report) == name]
+    found = found or [it for it in everything(config) if it.report and record.believed_name(it.report) == name]
     if len(found) > 1:
         paths = ", ".join(str(it.folder / it.name) for it in found)
         raise NotRetriedError(f"{name} may be any of {paths}: name one by its path")
@@ -107,28 +105,11 @@ def _failed(folder: Path, name: str) -> Failed:
     """The file and its report; that of an earlier try that was cut off lies in the history already."""
     report = None
     with suppress(OSError, files.NotRegular), _opened(folder, name) as (fd, base):
-        report = _read(fd, base + record.REPORT)
+        report = record.read(base + record.REPORT, dir_fd=fd)
         if report is None:
             with files.folder(HISTORY, dir_fd=fd) as history:
-                report = _read(history, base + record.REPORT)
+                report = record.read(base + record.REPORT, dir_fd=history)
     return Failed(folder, name, report)
-
-
-def _read(dir_fd: int, name: str) -> Mapping[str, Any] | None:
-    with (
-        suppress(OSError, ValueError, RecursionError, files.NotRegular),
-        files.regular(name, dir_fd=dir_fd) as fd,
-    ):
-        with open(fd, "rb", closefd=False) as document:
-            report = json.loads(document.read(_REPORT_LIMIT))
-        return report if isinstance(report, dict) else None
-    return None
-
-
-def _original(report: Mapping[str, Any]) -> str | None:
-    with suppress(ValueError):
-        return record.original_name(report)
-    return None
 
 
 @contextmanager

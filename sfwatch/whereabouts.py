@@ -4,7 +4,6 @@ What the daemon says of it counts; then what lies in its inbox; then the sidecar
 failed, which know the name that a file was dropped under; and last, where this user may read it, the journal.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from sfwatch.status import REASONS, TROUBLE, Status, WaitingFile
 
 _LONGEST_PREFIX = 60
 """Characters of a name that its sidecar's surely begins with: longer ones are shortened."""
-
-_LARGEST_DOCUMENT = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +119,8 @@ def _dropped_as(folder: Path, relative: Path) -> Path:
     """The name that a file in done or failed was dropped under, if its document tells."""
     name = _stripped(str(relative))
     for suffix in (record.SIDECAR, record.REPORT):
-        document = _document(folder / f"{name}{suffix}")
-        dropped_as = _original_name(document.get("sfwatch", document))
+        document = record.read(str(folder / f"{name}{suffix}")) or {}
+        dropped_as = record.believed_name(document.get("sfwatch", document))
         if dropped_as is not None:
             return Path(dropped_as)
     return Path(name)
@@ -276,27 +273,9 @@ def _documents(place: _Place, *, done: bool) -> Iterator[tuple[Path, dict[str, A
         return
     for name in names:
         if name.startswith(prefix) and name.endswith(suffix):
-            document = _document(folder / name)
-            if _original_name(document.get("sfwatch") if done else document) == place.name:
+            document = record.read(str(folder / name)) or {}
+            if record.believed_name(document.get("sfwatch") if done else document) == place.name:
                 yield folder / name, document
-
-
-def _original_name(facts: Any) -> str | None:
-    """The name under which a file was dropped, if this is what sfwatch itself says in a sidecar or report."""
-    try:
-        return record.original_name(facts) if isinstance(facts, dict) else None
-    except ValueError:
-        return None
-
-
-def _document(path: Path) -> dict[str, Any]:
-    """A sidecar or report; empty if it is none, or not for this user."""
-    try:
-        with files.regular(str(path)) as fd:
-            found = json.loads(os.read(fd, _LARGEST_DOCUMENT))
-    except (OSError, files.NotRegular, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _is_done(place: _Place, known: _Known, at: str, path: Path, facts: dict[str, Any]) -> Answer:
