@@ -186,7 +186,8 @@ def judge(attempt: Attempt, *, host: str, reached_before: bool, wall: float) -> 
     Never raises, whatever the service sends.
     """
     if attempt.answer is None:
-        return _bounded(_unanswered(attempt, host=host, reached_before=reached_before))
+        verdict = _unanswered(attempt, host=host, reached_before=reached_before)
+        return replace(verdict, detail=printable(verdict.detail, DETAIL_MAX))
     heard = _hear(attempt.answer, host)
     return _with_facts(_answered(attempt, heard), attempt.answer, heard, wall)
 
@@ -231,20 +232,15 @@ def _listing(attempt: Attempt, heard: _Heard) -> Verdict:
 
 
 def _with_facts(verdict: Verdict, answer: Answer, heard: _Heard, wall: float) -> Verdict:
-    return _bounded(
-        replace(
-            verdict,
-            http_status=answer.status,
-            code=heard.code,
-            message=printable(heard.message, DETAIL_MAX) if heard.message else None,
-            trace_id=printable(answer.trace_id, QUOTE_MAX) if answer.trace_id else None,
-            retry_after_s=_retry_after_s(answer, wall),
-        )
+    return replace(
+        verdict,
+        detail=printable(verdict.detail, DETAIL_MAX),
+        http_status=answer.status,
+        code=heard.code,
+        message=printable(heard.message, DETAIL_MAX) if heard.message else None,
+        trace_id=printable(answer.trace_id, QUOTE_MAX) if answer.trace_id else None,
+        retry_after_s=_retry_after_s(answer, wall),
     )
-
-
-def _bounded(verdict: Verdict) -> Verdict:
-    return replace(verdict, detail=printable(verdict.detail, DETAIL_MAX))
 
 
 # ── no answer ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -489,7 +485,7 @@ def read_json(body: bytes) -> Any:
     None stands for `null` too, which no caller needs to tell apart.
     """
     try:
-        return json.loads(body.decode("utf-8-sig"), parse_constant=lambda _: None, parse_float=_finite)
+        return _JSON.decode(body.decode("utf-8-sig"))
     except (ValueError, RecursionError):  # too deep a nesting; too many digits are a ValueError
         return None
 
@@ -497,6 +493,9 @@ def read_json(body: bytes) -> Any:
 def _finite(text: str) -> float | None:
     number = float(text)
     return number if math.isfinite(number) else None
+
+
+_JSON = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_finite)
 
 
 def readable_id(value: object) -> str | None:
@@ -574,8 +573,9 @@ def printable(text: str, limit: int) -> str:
     Control, format (bidi), surrogate, private and unassigned characters and line separators become
     escapes; what looks like an API key becomes "sk-…", since services echo the key that they refuse.
     """
-    bounded = _SECRETS.sub("sk-…", text[: 4 * limit])
-    escaped = "".join(char if _harmless(char) else _escape(char) for char in bounded[: limit + 1])
+    escaped = _SECRETS.sub("sk-…", text[: 4 * limit])[: limit + 1]
+    if not escaped.isprintable():
+        escaped = "".join(char if _harmless(char) else _escape(char) for char in escaped)
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
 
 
@@ -599,11 +599,14 @@ def http_date(text: str | None) -> float | None:
 def _retry_after_s(answer: Answer, wall: float) -> float | None:
     """Seconds to wait: a number, or a date that counts from the service's own clock where it tells it."""
     text = (answer.retry_after or "").strip()
+    if not text:
+        return None
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
         return min(float(text), RETRY_AFTER_MAX_S)
-    until, asked = http_date(text), http_date(answer.date)
+    until = http_date(text)
     if until is None:
         return None
+    asked = http_date(answer.date)
     return min(max(0.0, until - (wall if asked is None else asked)), RETRY_AFTER_MAX_S)
 
 
@@ -639,7 +642,7 @@ def remote_name(name: str, *, tag: str | None) -> str:
     lower-case ".jsonl", at most 255 bytes of UTF-8. `tag` goes before the suffix: stem-<tag>.jsonl.
     """
     base = _AMBIGUOUS.sub("_", name.rpartition("/")[2])
-    base = re.sub(r"^\s+", lambda blank: "_" * len(blank[0]), base)  # some parsers strip
+    base = base.lstrip().rjust(len(base), "_")  # some parsers strip
     stem = base[: -len(SUFFIX)] if base[-len(SUFFIX) :].lower() == SUFFIX else base
     ending = f"-{tag}{SUFFIX}" if tag else SUFFIX
     return (_shortened(stem, NAME_MAX_BYTES - len(ending.encode())) or "_") + ending

@@ -463,6 +463,12 @@ def test_printable_is_bounded_and_stable(text: str, limit: int) -> None:
     assert printable(once, limit) == once
 
 
+def test_spaces_of_other_scripts_stay() -> None:
+    """They steer nothing, also beside a character that does."""
+    assert printable("a\u3000b\u00a0c", 9) == "a\u3000b\u00a0c"
+    assert printable("a\u3000b\x1b", 9) == "a\u3000b\\x1b"
+
+
 @given(st.binary(max_size=300))
 @example(b'{"a": NaN, "b": -Infinity, "c": 1e999}')
 @example(b'{"a": ' + b"9" * 5000 + b"}")
@@ -578,6 +584,7 @@ def test_backoff_is_bounded(
         ("a\u202egpj\u2028.jsonl", "a_gpj_.jsonl"),
         ("\ufeffa.jsonl", "_a.jsonl"),
         ("  a .jsonl", "__a .jsonl"),
+        ("\u3000\u00a0a.jsonl", "__a.jsonl"),
         ("100%.jsonl", "100%.jsonl"),
         ("a%22; b.jsonl", "a_22; b.jsonl"),
         ("=?utf-8?q?a?=.jsonl", "_?utf-8?q?a?=.jsonl"),
