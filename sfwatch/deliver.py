@@ -27,7 +27,7 @@ from sfwatch.job import (
 )
 from sfwatch.journal import Delivery, State
 from sfwatch.lost import clear_up
-from sfwatch.send import no_key, send
+from sfwatch.send import no_key, save_accepted, send
 from sfwatch.settings import Check
 from sfwatch.taken import (
     Held,
@@ -85,7 +85,7 @@ def _go_on(job: Job, tools: Tools, known: Delivery | None) -> Outcome:
 def _known(job: Job, tools: Tools) -> Delivery | None:
     """What is known of the file: what could not be written down last time is written down now."""
     if job.known is not None:
-        return save(tools, job.known)
+        return save_accepted(tools, job.known) if job.known.state is State.ACCEPTED else save(tools, job.known)
     with storage(tools.state_dir):
         return tools.journal.find(str(job.inbox.path), job.name)
 

@@ -183,12 +183,18 @@ def _accept(job: Job, tools: Tools, held: Held, verdict: Verdict, attempt: Attem
         target_name=filing.likely_name(job, tools),
     )
     try:
-        known = save(tools, known)
-    except IdKnownError:  # a service that knows the bytes already may answer with the id that they have
-        known = replace(known, file_id=None)
+        known = save_accepted(tools, known)
     except StorageError as error:
         return error.outcome(claimed=True, known=known)
     return filing.file_away(job, tools, known, fd=held.fd)
+
+
+def save_accepted(tools: Tools, known: Delivery) -> Delivery:
+    """A service that knows the bytes already may answer with the id that they have: then the row has none."""
+    try:
+        return save(tools, known)
+    except IdKnownError:
+        return save(tools, replace(known, file_id=None))
 
 
 def answered(

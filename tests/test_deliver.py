@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,39 @@ def test_a_service_that_gives_the_same_id_again_is_believed(world: World) -> Non
         world.drop(name)
         assert isinstance(world.deliver(name), Done)
         assert world.sidecar(name)["id"] == "file-same"
+    assert world.journal.under_way() == []
+
+
+def test_an_id_that_is_known_is_written_down_before_anything_follows(world: World) -> None:
+    """The acceptance is durable before its sidecar, with such an id too: a crash must not send it again."""
+    rows: list[State] = []
+    for name in (X, "y.jsonl"):
+        world.service.script.append(storing_then_answering(200, {"id": "file-same"}))
+        world.drop(name)
+        world.when["file.done"] = partial(_note_state, world, name, rows)
+        assert isinstance(world.deliver(name), Done)
+    assert rows == [State.ACCEPTED, State.ACCEPTED]
+
+
+def _note_state(world: World, name: str, rows: list[State]) -> None:
+    rows.append(world.known(name).state)
+
+
+def test_an_id_that_is_known_may_meet_a_full_disk(world: World) -> None:
+    """An acceptance that could not be written down at first is, once there is room, with such an id too."""
+    world.service.script.append(storing_then_answering(200, {"id": "file-same"}))
+    world.drop(X)
+    assert isinstance(world.deliver(X), Done)
+    world.drop("y.jsonl")
+    world.claim("y.jsonl")
+    kept = replace(
+        world.row("y.jsonl", State.SENDING),
+        state=State.ACCEPTED,
+        answer={"data": {"id": "file-same"}},
+        file_id="file-same",
+    )
+    assert isinstance(world.deliver("y.jsonl", settled=None, known=kept), Done)
+    assert world.places("y.jsonl") == ["done"]
     assert world.journal.under_way() == []
 
 
