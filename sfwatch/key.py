@@ -28,7 +28,7 @@ VARIABLE = "SILICONFLOW_API_KEY"
 LONGEST_BYTES = 4096
 """Far more than any key has; a file that holds more is some other file."""
 
-_SHELL_LINE = re.compile(rb"""["'].*|[A-Za-z_]\w*=[^=].*""", re.DOTALL)
+_SHELL_LINE = re.compile(r"""["'].*|[A-Za-z_]\w*=[^=].*""", re.DOTALL)
 
 
 class Key:
@@ -158,10 +158,10 @@ def _sound(key: Key, what: str) -> Key:
 
 
 def _fault(key: Key) -> str | None:
-    secret = key.reveal().encode("utf-8", "surrogatepass")
-    if len(secret) > LONGEST_BYTES:
+    secret = key.reveal()
+    if len(secret.encode("utf-8", "surrogatepass")) > LONGEST_BYTES:
         return f"is longer than {LONGEST_BYTES} bytes"
-    if not all(0x21 <= byte <= 0x7E for byte in secret):
+    if not (secret.isascii() and secret.isprintable()) or " " in secret:
         return "has spaces, line breaks, control characters or characters beyond ASCII inside"
     if _SHELL_LINE.fullmatch(secret):
         return "has quotes or NAME= around it"
