@@ -11,6 +11,7 @@ inotify, and keeps its filesystem from being unmounted. All of them are close-on
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
 import re
 import secrets
@@ -21,6 +22,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from typing import Generic, TypeVar
+
+Given = TypeVar("Given")
 
 TEMPORARY_PREFIX = ".sfwatch-"
 """How our half-written files begin: hidden, so no pattern of an inbox takes one."""
@@ -35,6 +39,7 @@ After the list of coreutils' `tail -f`, without the types that another host or l
 """
 
 _TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{8}\.tmp")
+_NUMBERS = itertools.count(secrets.randbits(32))
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_NOREPLACE = 1
 _NO_SUCH_RENAME = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -170,16 +175,6 @@ def _open_regular(name: str, dir_fd: int | None) -> int:
         close(handle)
 
 
-@contextmanager
-def regular(name: str, *, dir_fd: int | None = None) -> Iterator[int]:
-    """`open_regular`, closed at the end."""
-    fd = open_regular(name, dir_fd=dir_fd)
-    try:
-        yield fd
-    finally:
-        close(fd)
-
-
 def close(fd: int) -> None:
     """Close a descriptor; an error means nothing, since all that was written through it was synced before.
 
@@ -189,56 +184,78 @@ def close(fd: int) -> None:
         os.close(fd)
 
 
+class Opened(Generic[Given]):
+    """What was opened, for a `with`: it gives `given`, and closes `fd` (if that is not None) at the end.
+
+    A generator would say the same; this takes a third of its time, and each file passes through many.
+    """
+
+    __slots__ = ("_fd", "_given")
+
+    def __init__(self, given: Given, fd: int | None) -> None:
+        self._given, self._fd = given, fd
+
+    def __enter__(self) -> Given:
+        return self._given
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None:
+            close(self._fd)
+
+
+def regular(name: str, *, dir_fd: int | None = None) -> Opened[int]:
+    """`open_regular`, closed at the end."""
+    fd = open_regular(name, dir_fd=dir_fd)
+    return Opened(fd, fd)
+
+
 def open_folder(path: Path | str, *, dir_fd: int | None = None) -> int:
     """Open a folder; NotADirectoryError if the last component is a symbolic link or no folder."""
     return os.open(path, _FOLDER, dir_fd=dir_fd)
 
 
-@contextmanager
-def folder(path: Path | str, *, dir_fd: int | None = None) -> Iterator[int]:
+def folder(path: Path | str, *, dir_fd: int | None = None) -> Opened[int]:
     """`open_folder`, closed at the end."""
     fd = open_folder(path, dir_fd=dir_fd)
-    try:
-        yield fd
-    finally:
-        close(fd)
+    return Opened(fd, fd)
 
 
-@contextmanager
-def trusted_folder(path: Path) -> Iterator[int]:
+def trusted_folder(path: Path) -> Opened[int]:
     """A folder of the administrator's, whose path may lead through links; closed at the end."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        close(fd)
+    return Opened(fd, fd)
 
 
-@contextmanager
-def below(dir_fd: int, folders: list[str], *, make: int | None = None) -> Iterator[int]:
+def below(dir_fd: int, folders: list[str], *, make: int | None = None) -> Opened[int]:
     """The folder that `folders` lead to from `dir_fd`, component by component, no link followed.
 
     With `make`, missing ones are made, durably and with exactly that mode. FileNotFoundError also if a
     component is no folder any more, NotRegular if it is a symbolic link.
     """
     if not folders:
-        yield dir_fd
-        return
+        return Opened(dir_fd, None)
+    fd = _walked(dir_fd, folders, make)
+    return Opened(fd, fd)
+
+
+def parent(dir_fd: int, name: str, *, make: int | None = None) -> Opened[tuple[int, str]]:
+    """The folder that holds the relative `name`, and its last component. See `below`."""
+    *folders, base = parts(name)
+    if not folders:
+        return Opened((dir_fd, base), None)
+    fd = _walked(dir_fd, folders, make)
+    return Opened((fd, base), fd)
+
+
+def _walked(dir_fd: int, folders: list[str], make: int | None) -> int:
     fd = os.dup(dir_fd)
     try:
         for name in folders:
             fd = _step(fd, name, make)
-        yield fd
-    finally:
+    except BaseException:
         close(fd)
-
-
-@contextmanager
-def parent(dir_fd: int, name: str, *, make: int | None = None) -> Iterator[tuple[int, str]]:
-    """The folder that holds the relative `name`, and its last component. See `below`."""
-    *folders, base = parts(name)
-    with below(dir_fd, folders, make=make) as fd:
-        yield fd, base
+        raise
+    return fd
 
 
 def _step(fd: int, name: str, make: int | None) -> int:
@@ -375,8 +392,8 @@ def temporary(dir_fd: int) -> Iterator[tuple[int, str]]:
 
 def _create_temporary(dir_fd: int) -> tuple[int, str]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    while True:
-        name = f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}.tmp"
+    while True:  # another daemon, or a crash's leftover, may have the number
+        name = f"{TEMPORARY_PREFIX}{next(_NUMBERS) % 2**32:08x}.tmp"
         with suppress(FileExistsError):
             return os.open(name, flags, 0o600, dir_fd=dir_fd), name
 
