@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, KeysView, Mapping, MutableMapping
+from collections.abc import Callable, KeysView, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import ModuleType
@@ -193,15 +193,10 @@ def event_log(
 ) -> EventLog:
     """Return a log whose lines go to *write*, in the *form* given, else as JSON."""
     structlog = _structlog()
+    rendered = form or json_line
     logger = structlog.wrap_logger(
         _Lines(write),
-        processors=[
-            structlog.processors.add_log_level,
-            _only_listed,
-            _stamp,
-            _printable,
-            _rendered(form or json_line),
-        ],
+        processors=[lambda _logger, _level, said: rendered(_event(said))],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         cache_logger_on_first_use=False,
     )
@@ -290,7 +285,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2
 
 def printable(text: str) -> str:
     """Return *text* with control characters, bidi controls and undecodable bytes escaped."""
-    return _UNPRINTABLE.sub(_escape, text)
+    return text if text.isprintable() else _UNPRINTABLE.sub(_escape, text)
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -300,26 +295,29 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{point:02x}" if point < 0x100 else f"\\u{point:04x}"
 
 
-def _only_listed(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """In the order of the list, so that every line of an event looks alike."""
-    listed = ("level", "event", *EVENTS[event["event"]].keys)
-    return {key: event[key] for key in listed if event.get(key) is not None}
-
-
-def _stamp(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    return {"timestamp": stamp, "level": event.pop("level"), "event": event.pop("event"), **event}
-
-
-def _printable(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    file = event.get("file")
-    if isinstance(file, str) and not _is_utf8(file):
+def _event(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said, as its line holds it: in the order of the list, so that all lines of an event look alike."""
+    name = said["event"]
+    listed = EVENTS[name]
+    stamp = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    event = {"timestamp": stamp, "level": listed.level, "event": name}
+    for key in listed.keys:
+        value = said.get(key)
+        if value is not None:
+            event[key] = _lines(value) if key == "traceback" else _bounded(value)
+    file = said.get("file")
+    if "file" in event and isinstance(file, str) and not is_utf8(file):
         event["file_b64"] = base64.b64encode(os.fsencode(file)).decode()
-    return {key: _lines(value) if key == "traceback" else _bounded(value) for key, value in event.items()}
+    return event
 
 
-def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+def is_utf8(text: str) -> bool:
+    """Whether *text* has no bytes in it that could not be decoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _bounded(value: Any) -> Any:
@@ -342,26 +340,19 @@ def _lines(traceback: str) -> str:
     return "\n".join(printable(line) for line in cut.splitlines())
 
 
-def _rendered(form: Callable[[Mapping[str, Any]], str]) -> Callable[[Any, str, MutableMapping[str, Any]], str]:
-    return lambda _logger, _method, event: form(event)
-
-
 def json_line(event: Mapping[str, Any]) -> str:
     """Return the event as JSON of at most MAX_LINE bytes: texts are cut as short as it takes, names last."""
-    line = _json(event)
+    line = _JSON.encode(event)
     for limit, kept in _CUTS:
         if len(line.encode()) <= MAX_LINE:
             return line
-        line = _json({key: value if key in kept else _cut(value, limit) for key, value in event.items()})
+        line = _JSON.encode({key: value if key in kept else _cut(value, limit) for key, value in event.items()})
     return line
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _NAMES = frozenset({"inbox", "file", "file_b64"})
 _CUTS = ((1000, _NAMES), (250, _NAMES), (60, _NAMES), (60, frozenset({"file_b64"})))
-
-
-def _json(event: Mapping[str, Any]) -> str:
-    return json.dumps(event, ensure_ascii=False, allow_nan=False)
 
 
 def _cut(value: Any, limit: int) -> Any:

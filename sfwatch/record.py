@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from sfwatch import files
-from sfwatch.logs import printable
+from sfwatch.logs import is_utf8, printable
 
 SIDECAR = ".fileid.json"
 REPORT = ".error.json"
@@ -178,18 +178,10 @@ def _is_name(name: str) -> bool:
 def _with_name_bytes(facts: Mapping[str, Any]) -> dict[str, Any]:
     """An undecodable name made printable, with its bytes beside it."""
     name = facts.get("original_name")
-    if not isinstance(name, str) or _is_utf8(name):
+    if not isinstance(name, str) or is_utf8(name):
         return dict(facts)
     encoded = base64.b64encode(name.encode("utf-8", "surrogateescape")).decode()
     return {**facts, "original_name": printable(name), "original_name_b64": encoded}
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _document(content: Mapping[str, Any]) -> bytes:
@@ -223,7 +215,7 @@ def _printable_form(value: Any, depth: int) -> Any:
 
 def _printable_scalar(value: Any) -> Any:
     if isinstance(value, str):
-        return value if _is_utf8(value) else printable(value)
+        return value if is_utf8(value) else printable(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return _printable_int(value)
     if value is None or isinstance(value, bool) or (isinstance(value, float) and math.isfinite(value)):

@@ -136,6 +136,12 @@ def test_a_name_that_is_not_utf8_is_printable_and_whole(log: logs.EventLog, line
     assert base64.b64decode(lines.only["file_b64"]) == name
 
 
+def test_a_name_that_an_event_does_not_list_leaves_no_bytes(log: logs.EventLog, lines: Lines) -> None:
+    """What is bound is said where it is listed, in no form elsewhere."""
+    log.bind(file=os.fsdecode(b"caf\xe9.jsonl"))("inbox.overflowed", inbox="evals")
+    assert lines.only.keys() == {"timestamp", "level", "event", "inbox"}
+
+
 def test_a_name_that_is_utf8_stays_as_it_is(log: logs.EventLog, lines: Lines) -> None:
     """People read their own writing in the log; no bytes are added."""
     log("file.seen", file="问题 é 🙂.jsonl")
@@ -166,6 +172,12 @@ def test_no_character_can_forge_a_line_or_turn_the_writing_around(char: str, esc
     assert logs.printable(f"a{char}b") == f"a{escaped}b"
 
 
+def test_what_is_escaped_is_never_printable_to_python() -> None:
+    """So a text that Python calls printable needs no look at each character, whatever Unicode it knows."""
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    assert not any(char.isprintable() for char in logs._UNPRINTABLE.findall(every))
+
+
 @given(st.text(st.characters(codec=None)) | st.binary().map(os.fsdecode))
 def test_any_text_makes_one_line_of_json(text: str) -> None:
     """Whatever a service or a producer comes up with, one event is one line, and reads as JSON."""
@@ -174,6 +186,21 @@ def test_any_text_makes_one_line_of_json(text: str) -> None:
     assert len(lines[0].splitlines()) == 1
     assert lines.only["detail"] == lines.only["reason"]
     lines[0].encode("utf-8")
+
+
+@given(st.floats(0, 1e9), st.integers(), st.booleans(), st.lists(st.text() | st.integers()))
+def test_a_line_is_written_as_pythons_json_writes_it(
+    total_s: float,
+    count: int,
+    recovered: bool,  # noqa: FBT001
+    same_as: list[str | int],
+) -> None:
+    """With a space after each comma and colon, letters of all scripts as they are: scripts may grep for it."""
+    lines = Lines()
+    logs.event_log(lines.append)(
+        "file.done", total_s=total_s, lines=count, recovered=recovered, same_as=same_as
+    )
+    assert lines[0] == json.dumps(lines.only, ensure_ascii=False)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": {"\n"}}, ValueError("\n"), b"\xff\n"])
