@@ -28,6 +28,7 @@ _NOT_OURS_TO_MOVE = frozenset({errno.EPERM, errno.EACCES, errno.EROFS, errno.EXD
 _GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS, see ioctl_iflags(2)
 _IMMUTABLE, _APPEND_ONLY = 0x10, 0x20
 _TRIES = 100
+_READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ClaimError(Exception):
@@ -37,6 +38,10 @@ class ClaimError(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class _TidiedAwayError(Exception):
+    """A folder among the claims came or went under our hands: to be tried again."""
 
 
 def claims_folder(inbox: Path, instance: str) -> Path:
@@ -49,7 +54,7 @@ def prepare(inbox: Path, instance: str) -> None:
     ClaimError: "unsafe" with what to do, or "cannot_move" if the inbox is not ours to write to.
     FileNotFoundError if the inbox is gone; other OSErrors, as a full disk, unchanged.
     """
-    with files.trusted_folder(inbox) as top, _ours(top, inbox, instance, make=True):
+    with files.trusted_folder(inbox) as top, _ours(inbox, instance, top, make=True):
         pass
 
 
@@ -61,11 +66,17 @@ def take(inbox: Path, instance: str, name: str) -> None:
     "unsafe" if the folder for claims is not ours alone. Other OSErrors, as a full disk, unchanged; where
     making the claim durable fails (EIO), it is made all the same.
     """
+    fd = take_and_open(inbox, instance, name)
+    if fd is not None:
+        files.close(fd)
+
+
+def take_and_open(inbox: Path, instance: str, name: str) -> int | None:
+    """`take`, and the file open for reading; None if that can't be had: `open_claimed` says why."""
     _require_outside(name)
     for _ in range(_TRIES):  # another thread may tidy the folders for claims away while we are under way
-        with files.trusted_folder(inbox) as top:
-            if _taken_from(top, inbox, instance, name):
-                return
+        with files.trusted_folder(inbox) as top, suppress(_TidiedAwayError):
+            return _taken_from(top, inbox, instance, name)
     raise ClaimError("namesake", f"the folders for the claim of {name!r} are never left in peace")
 
 
@@ -74,11 +85,11 @@ def _require_outside(name: str) -> None:
         raise ValueError(f"{name!r} is in the folder of claims itself")
 
 
-def _taken_from(top: int, inbox: Path, instance: str, name: str) -> bool:
+def _taken_from(top: int, inbox: Path, instance: str, name: str) -> int | None:
     try:
         with files.parent(top, name) as (source, base):
             files.require_regular(files.lstat(base, dir_fd=source), name)
-            with _ours(top, inbox, instance, make=True) as mine:
+            with _ours(inbox, instance, top, make=True) as mine:
                 return _taken(source, base, mine, inbox, name)
     except PermissionError as error:
         folder = str((inbox / name).parent)
@@ -87,23 +98,21 @@ def _taken_from(top: int, inbox: Path, instance: str, name: str) -> bool:
         ) from error
 
 
-def _taken(source: int, base: str, mine: int, inbox: Path, name: str) -> bool:
-    """False if a folder among the claims came or went under our hands: to be tried again."""
+def _taken(source: int, base: str, mine: int, inbox: Path, name: str) -> int | None:
     try:
         with files.parent(mine, name, make=_PRIVATE) as (target, _):
-            _rename(source, base, target)
+            return _rename(source, base, target)
     except FileNotFoundError:
         _require_no_file_in_the_way(mine, name)
-        return False
+        raise _TidiedAwayError from None
     except FileExistsError:
         if _tidied(mine, name):
-            return False
+            raise _TidiedAwayError from None
         raise ClaimError("namesake", f"an earlier {name!r} is still under way") from None
     except OSError as error:
         if error.errno not in _NOT_OURS_TO_MOVE:
             raise
         raise ClaimError("cannot_move", _why_not(error, source, base, inbox / name)) from error
-    return True
 
 
 def _require_no_file_in_the_way(mine: int, name: str) -> None:
@@ -115,7 +124,7 @@ def _require_no_file_in_the_way(mine: int, name: str) -> None:
                 raise ClaimError("namesake", f"an earlier {'/'.join(folders[:depth])!r} is still under way")
 
 
-def _rename(source: int, base: str, target: int) -> None:
+def _rename(source: int, base: str, target: int) -> int | None:
     files.rename_noreplace(base, base, src_dir_fd=source, dst_dir_fd=target)
     kind = files.kind_of(files.lstat(base, dir_fd=target).st_mode)
     if kind is not None:  # it was swapped after we had looked
@@ -123,6 +132,14 @@ def _rename(source: int, base: str, target: int) -> None:
         raise files.NotRegular(kind, base)
     files.sync_folder(target)
     files.sync_folder(source)
+    with suppress(OSError):
+        return _open(base, target)
+    return None
+
+
+def _open(base: str, folder: int) -> int:
+    """Open what was seen in our folder to be a regular file: nobody else can have put anything in its place."""
+    return os.open(base, _READING, dir_fd=folder)
 
 
 def _return_swapped(source: int, base: str, target: int) -> None:
@@ -146,8 +163,9 @@ def _tidied(mine: int, name: str) -> bool:
 
 def open_claimed(inbox: Path, instance: str, name: str) -> int:
     """Open a claimed file for reading. FileNotFoundError, NotRegular, ClaimError("unsafe")."""
-    with _mine(inbox, instance) as mine:
-        return files.open_regular(name, dir_fd=mine)
+    with place(inbox, instance, name) as (folder, base):
+        files.require_regular(files.lstat(base, dir_fd=folder), base)
+        return _open(base, folder)
 
 
 @contextmanager
@@ -156,11 +174,7 @@ def place(inbox: Path, instance: str, name: str) -> Iterator[tuple[int, str]]:
 
     Opened for this call only. FileNotFoundError, NotRegular, ClaimError("unsafe").
     """
-    with (
-        files.trusted_folder(inbox) as top,
-        _ours(top, inbox, instance) as mine,
-        files.parent(mine, name) as found,
-    ):
+    with _ours(inbox, instance) as mine, files.parent(mine, name) as found:
         yield found
 
 
@@ -173,7 +187,7 @@ def give_back(inbox: Path, instance: str, name: str) -> None:
     """
     with (
         files.trusted_folder(inbox) as top,
-        _ours(top, inbox, instance) as mine,
+        _ours(inbox, instance, top) as mine,
         files.parent(mine, name) as (claim, base),
     ):
         files.lstat(base, dir_fd=claim)
@@ -192,7 +206,7 @@ def _rename_home(claim: int, base: str, top: int, name: str) -> None:
 
 def discard_empty_folders(inbox: Path, instance: str) -> None:
     """Remove what sub-folders are left empty among our claims, as far as possible. Never raises OSError."""
-    with suppress(OSError, ClaimError), files.trusted_folder(inbox) as top, _ours(top, inbox, instance) as mine:
+    with suppress(OSError, ClaimError), _ours(inbox, instance) as mine:
         _discard_empty(mine)
 
 
@@ -208,7 +222,7 @@ def claimed(inbox: Path, instance: str) -> list[str]:
     with files.trusted_folder(inbox) as top:
         if not files.exists(FOLDER, dir_fd=top):
             return []
-        with _private(top, FOLDER, inbox / FOLDER) as outer:
+        with _private(inbox / FOLDER, top) as outer:
             return _held_by(outer, inbox, instance)
 
 
@@ -217,7 +231,7 @@ def foreign(inbox: Path, instance: str) -> dict[str, list[str]]:
     with files.trusted_folder(inbox) as top:
         if not files.exists(FOLDER, dir_fd=top):
             return {}
-        with _private(top, FOLDER, inbox / FOLDER) as outer:
+        with _private(inbox / FOLDER, top) as outer:
             others = sorted(set(os.listdir(outer)) - {instance})  # noqa: PTH208 (by descriptor)
             held = {other: _held_by(outer, inbox, other) for other in others if _is_folder(outer, other)}
     return {other: names for other, names in held.items() if names}
@@ -233,7 +247,7 @@ def _is_folder(dir_fd: int, name: str) -> bool:
 def _held_by(outer: int, inbox: Path, instance: str) -> list[str]:
     if not files.exists(instance, dir_fd=outer):
         return []
-    with _private(outer, instance, claims_folder(inbox, instance)) as held:
+    with _private(claims_folder(inbox, instance), outer) as held:
         return sorted(_listed(held)[0])
 
 
@@ -261,8 +275,8 @@ def lock(inbox: Path, instance: str) -> int:
     To be held before the first claim or adoption and until there are none, and not longer: while it is open
     the inbox can't be unmounted. BlockingIOError if it is held already, by this process as well.
     """
-    with files.trusted_folder(inbox) as top, _ours(top, inbox, instance, make=True) as mine:
-        held = os.dup(mine)
+    with files.trusted_folder(inbox) as top:
+        held = _open_ours(inbox, instance, top, make=True)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
@@ -293,9 +307,9 @@ def adopt_foreign(
         _require_local(inbox)
     with (
         files.trusted_folder(inbox) as top,
-        _ours(top, inbox, instance, make=True) as mine,
-        _private(top, FOLDER, inbox / FOLDER) as outer,
-        _private(outer, other, claims_folder(inbox, other)) as theirs,
+        _ours(inbox, instance, top, make=True) as mine,
+        _private(inbox / FOLDER, top) as outer,
+        _private(claims_folder(inbox, other), outer) as theirs,
     ):
         _require_ended(theirs, other)
         found = {name: _adopted(theirs, mine, name, note) for name in sorted(_listed(theirs)[0])}
@@ -332,38 +346,42 @@ def _adopted(theirs: int, mine: int, name: str, note: Callable[[str, os.stat_res
     return None
 
 
-@contextmanager
-def _mine(inbox: Path, instance: str) -> Iterator[int]:
-    """Our own folder in an inbox, opened for one call."""
-    with files.trusted_folder(inbox) as top, _ours(top, inbox, instance) as mine:
-        yield mine
+def _ours(inbox: Path, instance: str, top: int | None = None, *, make: bool = False) -> files.Opened[int]:
+    """Our own folder in the inbox, seen to be nobody else's; in `top`, where the inbox itself is open."""
+    fd = _open_ours(inbox, instance, top, make=make)
+    return files.Opened(fd, fd)
 
 
-@contextmanager
-def _ours(top: int, inbox: Path, instance: str, *, make: bool = False) -> Iterator[int]:
-    """Our own folder in the inbox, seen to be nobody else's."""
-    with (
-        _private(top, FOLDER, inbox / FOLDER, make=make) as outer,
-        _private(outer, instance, claims_folder(inbox, instance), make=make) as mine,
-    ):
-        yield mine
+def _open_ours(inbox: Path, instance: str, top: int | None, *, make: bool = False) -> int:
+    path = f"{inbox}/{FOLDER}"
+    outer = _open_private(path, path if top is None else FOLDER, top, make=make)
+    try:
+        return _open_private(f"{path}/{instance}", instance, outer, make=make)
+    finally:
+        files.close(outer)
 
 
-@contextmanager
-def _private(dir_fd: int, name: str, path: Path, *, make: bool = False) -> Iterator[int]:
-    fd = _open_private(dir_fd, name, path, make=make)
+def _private(path: Path, dir_fd: int) -> files.Opened[int]:
+    fd = _open_private(str(path), path.name, dir_fd)
+    return files.Opened(fd, fd)
+
+
+def _open_private(path: str, name: str, dir_fd: int | None, *, make: bool = False) -> int:
+    """Open a folder that must be ours alone; only the last component of its name is distrusted."""
+    fd = _open_folder(path, name, dir_fd, make=make)
     try:
         _require_private(os.fstat(fd), path)
-        yield fd
-    finally:
+    except BaseException:
         files.close(fd)
+        raise
+    return fd
 
 
-def _open_private(dir_fd: int, name: str, path: Path, *, make: bool) -> int:
+def _open_folder(path: str, name: str, dir_fd: int | None, *, make: bool) -> int:
     try:
-        if make:
+        if make and dir_fd is not None:
             return files.make_folder(dir_fd, name, _PRIVATE)
-        return files.open_sub_folder(dir_fd, name)
+        return files.open_sub_folder(name, dir_fd)
     except (OSError, files.NotRegular) as error:
         meaning = _no_folder(error, dir_fd, name, path)
         if meaning is None:
@@ -371,40 +389,38 @@ def _open_private(dir_fd: int, name: str, path: Path, *, make: bool) -> int:
         raise meaning from error
 
 
-def _no_folder(error: Exception, dir_fd: int, name: str, path: Path) -> ClaimError | None:
+def _no_folder(error: Exception, dir_fd: int | None, name: str, path: str) -> ClaimError | None:
     """What an error means: something else stands there, it can't be made, or (None) just what it says."""
     if files.exists(name, dir_fd=dir_fd):
         found = files.lstat(name, dir_fd=dir_fd)
         if not stat.S_ISDIR(found.st_mode):
             kind = files.kind_of(found.st_mode) or "file"
-            return ClaimError("unsafe", f"{str(path)!r} is a {kind}, not a folder: look at it and remove it")
+            return ClaimError("unsafe", f"{path!r} is a {kind}, not a folder: look at it and remove it")
         if isinstance(error, PermissionError):
             return ClaimError("unsafe", _not_private(found, path))
-    if isinstance(error, OSError) and error.errno in _NOT_OURS_TO_MOVE:
+    if isinstance(error, OSError) and error.errno in _NOT_OURS_TO_MOVE and dir_fd is not None:
         return ClaimError("cannot_move", _why_not_made(error, dir_fd, path))
     return None
 
 
-def _require_private(st: os.stat_result, path: Path) -> None:
+def _require_private(st: os.stat_result, path: str) -> None:
     if st.st_uid != os.geteuid() or st.st_mode & 0o077:
         raise ClaimError("unsafe", _not_private(st, path))
 
 
-def _not_private(st: os.stat_result, path: Path) -> str:
+def _not_private(st: os.stat_result, path: str) -> str:
     if st.st_uid != os.geteuid():
         return (
-            f"{str(path)!r} belongs to {_user(st.st_uid)}, but sfwatch runs as {_user(os.geteuid())}: see what"
+            f"{path!r} belongs to {_user(st.st_uid)}, but sfwatch runs as {_user(os.geteuid())}: see what"
             " is in it, remove it, and let the inbox belong to sfwatch's user with mode 3770"
         )
-    return (
-        f"{str(path)!r} is open to others (mode {_mode(st)}): chmod 0700 it, then see that nothing is missing"
-    )
+    return f"{path!r} is open to others (mode {_mode(st)}): chmod 0700 it, then see that nothing is missing"
 
 
-def _why_not_made(error: OSError, dir_fd: int, path: Path) -> str:
+def _why_not_made(error: OSError, dir_fd: int, path: str) -> str:
     st = os.fstat(dir_fd)
     return (
-        f"sfwatch ({_user(os.geteuid())}) can't make {str(path)!r}: {error.strerror}; the folder around it"
+        f"sfwatch ({_user(os.geteuid())}) can't make {path!r}: {error.strerror}; the folder around it"
         f" belongs to {_user(st.st_uid)}, mode {_mode(st)}: {_remedy(error, st, st, dir_fd, None)}"
     )
 

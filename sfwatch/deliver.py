@@ -99,9 +99,8 @@ def _begin(job: Job, tools: Tools, known: Delivery | None) -> Outcome:
         no_room = room(job, tools)
         if no_room is not None:
             return no_room
-    if job.settled is not None:
-        take(job, tools)
-    with opened(job, tools, known) as held:
+    fd = take(job, tools) if job.settled is not None else None
+    with opened(job, tools, known, fd) as held:
         if held is None:
             return changed(job, tools, "it was changed or opened for writing after it had settled")
         if job.task is Task.CONDEMN:

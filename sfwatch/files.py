@@ -127,11 +127,11 @@ def require_regular(st: os.stat_result, name: str) -> None:
         raise NotRegular(kind, name)
 
 
-def lstat(name: str, *, dir_fd: int) -> os.stat_result:
+def lstat(name: str, *, dir_fd: int | None) -> os.stat_result:
     return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
 
-def exists(name: str, *, dir_fd: int) -> bool:
+def exists(name: str, *, dir_fd: int | None) -> bool:
     """Whether there is anything of that name, be it a dangling link."""
     try:
         lstat(name, dir_fd=dir_fd)
@@ -260,17 +260,17 @@ def _walked(dir_fd: int, folders: list[str], make: int | None) -> int:
 
 def _step(fd: int, name: str, make: int | None) -> int:
     """The sub-folder in place of `fd`, which is closed only once there is another to go on with."""
-    child = open_sub_folder(fd, name) if make is None else make_folder(fd, name, make)
+    child = open_sub_folder(name, fd) if make is None else make_folder(fd, name, make)
     close(fd)
     return child
 
 
-def open_sub_folder(fd: int, name: str) -> int:
+def open_sub_folder(name: str, dir_fd: int | None) -> int:
     """Open a folder in a folder. FileNotFoundError also if it is none, NotRegular if it is a symbolic link."""
     try:
-        return open_folder(name, dir_fd=fd)
+        return open_folder(name, dir_fd=dir_fd)
     except NotADirectoryError:
-        if stat.S_ISLNK(lstat(name, dir_fd=fd).st_mode):
+        if stat.S_ISLNK(lstat(name, dir_fd=dir_fd).st_mode):
             raise NotRegular("symlink", name) from None
         raise FileNotFoundError(errno.ENOENT, "its folder is no folder any more", name) from None
 
@@ -279,12 +279,12 @@ def make_folder(dir_fd: int, name: str, mode: int) -> int:
     """Open a sub-folder; if it is missing, make it with exactly `mode`, whatever the umask."""
     for _ in range(3):  # somebody who tidies up may take an empty folder away again before it is opened
         with suppress(FileNotFoundError):
-            return open_sub_folder(dir_fd, name)
+            return open_sub_folder(name, dir_fd)
         with suppress(FileExistsError):
             os.mkdir(name, mode & 0o777, dir_fd=dir_fd)
             _set_folder_mode(dir_fd, name, mode)
             sync_folder(dir_fd)
-    return open_sub_folder(dir_fd, name)
+    return open_sub_folder(name, dir_fd)
 
 
 def _set_folder_mode(dir_fd: int, name: str, mode: int) -> None:

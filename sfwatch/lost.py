@@ -6,7 +6,7 @@ Found, its id is taken over. Provably absent, it is sent again. While nobody can
 from contextlib import suppress
 from dataclasses import replace
 
-from sfwatch import check, filing, key, reconcile
+from sfwatch import check, files, filing, key, reconcile
 from sfwatch.filing import StorageError, save, storage
 from sfwatch.job import (
     InboxGone,
@@ -74,7 +74,9 @@ def _ready_to_look_up(job: Job, tools: Tools, known: Delivery) -> Delivery | Out
     """Claim it again if a power cut undid that, and complete what is known of it."""
     if not filing.is_claimed(job, tools):
         if filing.lies_in_inbox(job, known):
-            take(job, tools)
+            fd = take(job, tools)
+            if fd is not None:
+                files.close(fd)
         elif filing.is_away(job, tools, known):
             return InboxGone(known)
     known = _with_window(tools, known)

@@ -108,14 +108,15 @@ def room(job: Job, tools: Tools) -> Outcome | None:
     return None
 
 
-def take(job: Job, tools: Tools) -> None:
+def take(job: Job, tools: Tools) -> int | None:
+    """Claim the file; return it open for `opened` to close, or None: then `opened` tells why it can't be."""
     instance = tools.journal.instance
     with _inbox_storage(job):
         if job.inbox.settle_marker is not None:
             claim.prepare(job.inbox.path, instance)
             _claim_marker(job, instance)
         try:
-            claim.take(job.inbox.path, instance, job.name)
+            return claim.take_and_open(job.inbox.path, instance, job.name)
         except BaseException:
             if job.inbox.settle_marker is not None and not filing.is_claimed(job, tools):
                 _give_back_marker(job, instance)  # without it the file would never settle again
@@ -142,10 +143,14 @@ def _inbox_storage(job: Job) -> Iterator[None]:
 
 
 @contextmanager
-def opened(job: Job, tools: Tools, known: Delivery | None) -> Iterator[Held | None]:
-    """The claimed file, or None if it is not the file that settled, or somebody writes to it."""
-    with reading(job):
-        fd = claim.open_claimed(job.inbox.path, tools.journal.instance, job.name)
+def opened(job: Job, tools: Tools, known: Delivery | None, fd: int | None = None) -> Iterator[Held | None]:
+    """The claimed file, or None if it is not the file that settled, or somebody writes to it.
+
+    `fd` is the file if it is open already; closed it is in any case.
+    """
+    if fd is None:
+        with reading(job):
+            fd = claim.open_claimed(job.inbox.path, tools.journal.instance, job.name)
     try:
         if files.probe_lease(fd) is files.Lease.BUSY:
             yield None

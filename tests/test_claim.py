@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -57,6 +58,12 @@ def as_somebody(script: str, *, cwd: Path) -> str:
     cwd.chmod(0o755)
     return subprocess.check_output([sys.executable, "-c", become + script], cwd=cwd, text=True)
 
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "symlink": lambda path: path.symlink_to("/etc/passwd"),
+    "fifo": os.mkfifo,
+    "folder": Path.mkdir,
+}
 
 TAKE = f"""
 try: claim.take(Path("inbox"), "{ME}", "x.jsonl"); print("taken")
@@ -212,15 +219,10 @@ class TestTake:
         claim.take(inbox, ME, "a.jsonl")
         assert claim.claimed(inbox, ME) == ["a.jsonl"]
 
-    @pytest.mark.parametrize("kind", ["symlink", "fifo", "folder"])
+    @pytest.mark.parametrize("kind", ODD)
     def test_only_regular_files(self, inbox: Path, kind: str) -> None:
         """Anything else stays where it is."""
-        makers: dict[str, Callable[[Path], object]] = {
-            "symlink": lambda path: path.symlink_to("/etc/passwd"),
-            "fifo": os.mkfifo,
-            "folder": Path.mkdir,
-        }
-        makers[kind](inbox / "x.jsonl")
+        ODD[kind](inbox / "x.jsonl")
         with pytest.raises(files.NotRegular) as caught:
             claim.take(inbox, ME, "x.jsonl")
         assert caught.value.kind == kind
@@ -394,6 +396,36 @@ class TestOpenClaimed:
         fd = claim.open_claimed(inbox, ME, "a/x.jsonl")
         assert os.read(fd, 9) == b"{}\n"
         os.close(fd)
+
+    def test_as_it_is_taken(self, inbox: Path) -> None:
+        """The folders for claims are opened once for both."""
+        drop(inbox, "a/x.jsonl")
+        fd = claim.take_and_open(inbox, ME, "a/x.jsonl")
+        assert fd is not None
+        assert os.read(fd, 9) == b"{}\n"
+        os.close(fd)
+        assert names(inbox / "a") == []
+
+    def test_one_that_cannot_be_opened_is_taken_all_the_same(self, inbox: Path) -> None:
+        """Somebody holds a lease on it, for example; what keeps it is said when it is opened again."""
+        drop(inbox)
+        before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+        try:
+            with (inbox / "x.jsonl").open() as theirs:
+                fcntl.fcntl(theirs, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+                assert claim.take_and_open(inbox, ME, "x.jsonl") is None
+                with pytest.raises(BlockingIOError):
+                    claim.open_claimed(inbox, ME, "x.jsonl")
+        finally:
+            signal.signal(signal.SIGIO, before)
+        assert names(mine(inbox)) == ["x.jsonl"]
+
+    @pytest.mark.parametrize("kind", ODD)
+    def test_nothing_else_is_ever_opened(self, inbox: Path, kind: str) -> None:
+        """Whatever has put it there: no link is followed, no writer of a pipe let go on."""
+        ODD[kind](mine(inbox) / "x.jsonl")
+        with pytest.raises(files.NotRegular, match=kind):
+            claim.open_claimed(inbox, ME, "x.jsonl")
 
     def test_what_is_not_claimed(self, inbox: Path) -> None:
         """Is not there, with or without folders for claims."""
