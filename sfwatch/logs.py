@@ -295,8 +295,17 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{point:02x}" if point < 0x100 else f"\\u{point:04x}"
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether *text* can be written: a name whose bytes could not be decoded can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _event(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What was said, as its line holds it: in the order of the list, so that all lines of an event look alike."""
+    """Return what was said as its line holds it, in the order of the list: lines of an event look alike."""
     name = said["event"]
     listed = EVENTS[name]
     stamp = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -309,15 +318,6 @@ def _event(said: Mapping[str, Any]) -> dict[str, Any]:
     if "file" in event and isinstance(file, str) and not is_utf8(file):
         event["file_b64"] = base64.b64encode(os.fsencode(file)).decode()
     return event
-
-
-def is_utf8(text: str) -> bool:
-    """Whether *text* has no bytes in it that could not be decoded."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _bounded(value: Any) -> Any:

@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import msgspec
+
 from sfwatch import files
 from sfwatch.logs import is_utf8, printable
 
@@ -28,10 +30,12 @@ REPORT = ".error.json"
 _SCHEMA = 1
 _LONGEST_SUFFIX = max(len(SIDECAR), len(REPORT))
 _LONGEST_NAME = 255  # bytes, NAME_MAX of Linux
+_SHORT_NAME = 100  # bytes: eCryptfs takes 143, and no filesystem that files are kept on takes fewer
 _LONGEST_EXTENSION = 32
 _LONGEST_TEXT = 2000  # characters of one string in a report
 _LARGEST_DOCUMENT = 4 * 1024 * 1024
 _DEEPEST = 50
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _CONTROL_IN_JSON = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 _MEND = "Mend the file at the lines named, then drop it again, or put it back with `sfwatch retry NAME`."
@@ -185,22 +189,22 @@ def _with_name_bytes(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _document(content: Mapping[str, Any]) -> bytes:
-    """JSON in which no character can steer a terminal: those that JSON itself lets stand are escaped too."""
-    return (_CONTROL_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", _json(content)) + "\n").encode()
-
-
-def _json(content: Mapping[str, Any]) -> str:
     """Faithful if it can be, else with a printable form of each value that can't be written."""
     try:
-        text = _dumped(content)
-        text.encode()
+        return _dumped(content)
     except (ValueError, TypeError, RecursionError):
         return _dumped(_printable_form(content, _DEEPEST))
-    return text
 
 
-def _dumped(content: Any) -> str:
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2)
+def _dumped(content: Any) -> bytes:
+    """JSON in which no character can steer a terminal: those that JSON itself lets stand are escaped too.
+
+    Its lines are broken by msgspec, in C: `indent` of json is slow.
+    """
+    text = _JSON.encode(content)
+    if not text.isprintable():
+        text = _CONTROL_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return msgspec.json.format(text.encode(), indent=2) + b"\n"
 
 
 def _printable_form(value: Any, depth: int) -> Any:
@@ -230,6 +234,11 @@ def _printable_int(value: int) -> int | str:
     except ValueError:
         return f"{value:#x}"
     return value
+
+
+def fits_anywhere(name: str) -> bool:
+    """Whether a name need not be shortened for its sidecar, whatever filesystem it goes to."""
+    return len(os.fsencode(name)) <= _SHORT_NAME
 
 
 def choose_name(folder_fd: int, name: str, suffix: str, *, at: datetime) -> str:

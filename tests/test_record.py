@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sfwatch import files, record
@@ -90,6 +91,14 @@ class TestSidecar:
         text = record.sidecar(data={"id": "文件-é"}, facts={}).decode()
         assert text.startswith('{\n  "id": "文件-é",\n')
 
+    @given(data=st.dictionaries(st.text(), json_values, max_size=5))
+    def test_its_lines_are_broken_as_pythons_json_breaks_them(self, data: dict[str, Any]) -> None:
+        """Two spaces a level, `1e+16` and not `1e16`: who compares documents as text sees no difference."""
+        assume(writable(data))
+        document = record.sidecar(data=data, facts=FACTS).decode()
+        plain = json.dumps(json.loads(document), ensure_ascii=False, indent=2)
+        assert document == escaped(plain) + "\n"
+
     def test_an_undecodable_name(self) -> None:
         """Is printable, with its bytes beside it."""
         ours = parsed(record.sidecar(data=DATA, facts={**FACTS, "original_name": UNDECODABLE}))["sfwatch"]
@@ -138,6 +147,12 @@ class TestSidecar:
         assert content["sfwatch"] == {"schema": 1, **FACTS}
         if writable(data):
             assert {**content, "sfwatch": None} == {**data, "sfwatch": None}
+
+
+def escaped(text: str) -> str:
+    """As JSON escapes it: what could move a cursor or turn the writing around."""
+    risky = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+    return risky.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def writable(value: Any) -> bool:
