@@ -8,7 +8,7 @@ the sidecar is durable before the file appears beside it, and the row is finishe
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,8 +68,10 @@ def storage(folder: Path | str) -> Iterator[None]:
 
 def save(tools: Tools, known: Delivery) -> Delivery:
     """Make *known* durable. Raise StorageError if the state folder does not take it."""
-    with storage(tools.state_dir):
+    try:
         return tools.journal.save(known)
+    except OSError as error:
+        raise StorageError(tools.state_dir, error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +195,13 @@ def lies_in_inbox(job: Job, known: Delivery) -> bool:
     return (st.st_ino, st.st_size, st.st_mtime_ns) == (known.ino, known.size, known.mtime_ns)
 
 
-def likely_name(job: Job, tools: Tools) -> str | None:
-    """Return the name in done that a file would get now: it becomes durable together with the answer."""
-    with suppress(OSError, claim.ClaimError, files.NotRegular), _target(job, job.inbox.done) as target:
-        return _chosen(tools, target, files.parts(job.name)[-1], record.SIDECAR)
-    return None
+def likely_name(job: Job) -> str | None:
+    """Return the name in done that a file gets if it is free: it becomes durable together with the answer.
+
+    Nobody looks whether it is: publishing the sidecar tells, and one that is taken costs writing a row more.
+    """
+    base = files.parts(job.name)[-1]
+    return base if record.fits_anywhere(base) else None
 
 
 def _publish_and_move(
@@ -222,15 +226,18 @@ def _target(job: Job, folder: Path) -> Iterator[int]:
     What stands in the way of a sub-folder is this file's bad luck, not the fault of all of done.
     """
     *folders, _ = files.parts(job.name)
-    with files.trusted_folder(folder) as top, ExitStack() as opened:
-        try:
-            target = opened.enter_context(files.below(top, folders, make=0o770))
-        except OSError as error:
-            if not folders or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-                raise
-            detail = f"{folder.joinpath(*folders)} can be no folder for it: {error.strerror}"
-            raise claim.ClaimError("cannot_move", detail) from error
+    with files.trusted_folder(folder) as top, _sub_folder(top, folder, folders) as target:
         yield target
+
+
+def _sub_folder(top: int, folder: Path, folders: list[str]) -> files.Opened[int]:
+    try:
+        return files.below(top, folders, make=0o770)
+    except OSError as error:
+        if not folders or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        detail = f"{folder.joinpath(*folders)} can be no folder for it: {error.strerror}"
+        raise claim.ClaimError("cannot_move", detail) from error
 
 
 def _place(

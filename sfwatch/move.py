@@ -35,7 +35,9 @@ def move(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str, *, fd: int, sha25
     Names are single components. FileExistsError: `dst` is taken. FileNotFoundError: `src` is gone.
     SourceChanged: see there. Any other OSError, as a full disk, unchanged.
     """
-    _require_sent(src_dir_fd, src, fd, sha256)
+    sent = os.fstat(fd)
+    if not _is_sent(src_dir_fd, src, sent, sha256):
+        raise SourceChanged(f"{src!r} was replaced by another file after it had been sent")
     try:
         files.rename_noreplace(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
     except OSError as error:
@@ -43,7 +45,7 @@ def move(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str, *, fd: int, sha25
             raise
         _copy(src_dir_fd, src, dst_dir_fd, dst, fd=fd, sha256=sha256)
         return Moved("copy")
-    _require_moved(src_dir_fd, src, dst_dir_fd, dst, fd=fd, sha256=sha256)
+    _require_moved(src_dir_fd, src, dst_dir_fd, dst, sent=sent, sha256=sha256)
     files.sync_folder(dst_dir_fd)
     files.sync_folder(src_dir_fd)
     return Moved("rename")
@@ -55,7 +57,7 @@ def finish(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str, *, fd: int, sha
     True if `dst` is whole, of this digest, and the source is gone now; False if the move has to be made anew.
     Only for a `dst` that was reserved for this very file, else two files of the same content become one.
     """
-    if not files.exists(dst, dir_fd=dst_dir_fd) or not _is_sent(dst_dir_fd, dst, fd, sha256):
+    if not files.exists(dst, dir_fd=dst_dir_fd) or not _is_sent(dst_dir_fd, dst, os.fstat(fd), sha256):
         return False
     with files.regular(dst, dir_fd=dst_dir_fd) as whole:
         if digest(whole) != sha256:
@@ -76,17 +78,12 @@ def digest(fd: int) -> str:
     return taken.hexdigest()
 
 
-def _require_sent(dir_fd: int, name: str, fd: int, sha256: str) -> None:
-    if not _is_sent(dir_fd, name, fd, sha256):
-        raise SourceChanged(f"{name!r} was replaced by another file after it had been sent")
-
-
-def _is_sent(dir_fd: int, name: str, fd: int, sha256: str) -> bool:
-    """Whether the name leads to the open file, or else to the very bytes that were sent.
+def _is_sent(dir_fd: int, name: str, sent: os.stat_result, sha256: str) -> bool:
+    """Whether the name leads to the file that was sent, or else to the very bytes.
 
     The inode number decides. The bytes have a say because sshfs changes the number with each rename.
     """
-    found, sent = files.lstat(name, dir_fd=dir_fd), os.fstat(fd)
+    found = files.lstat(name, dir_fd=dir_fd)
     if (found.st_dev, found.st_ino) == (sent.st_dev, sent.st_ino):
         return True
     if files.kind_of(found.st_mode) is not None or found.st_size != sent.st_size:
@@ -95,9 +92,11 @@ def _is_sent(dir_fd: int, name: str, fd: int, sha256: str) -> bool:
         return digest(other) == sha256
 
 
-def _require_moved(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str, *, fd: int, sha256: str) -> None:
+def _require_moved(
+    src_dir_fd: int, src: str, dst_dir_fd: int, dst: str, *, sent: os.stat_result, sha256: str
+) -> None:
     """Put back what a replacement between the look and the rename brought to the target."""
-    if _is_sent(dst_dir_fd, dst, fd, sha256):
+    if _is_sent(dst_dir_fd, dst, sent, sha256):
         return
     try:
         files.rename_noreplace(dst, src, src_dir_fd=dst_dir_fd, dst_dir_fd=src_dir_fd)

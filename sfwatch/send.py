@@ -180,7 +180,7 @@ def _accept(job: Job, tools: Tools, held: Held, verdict: Verdict, attempt: Attem
         state=State.ACCEPTED,
         answer=answer,
         file_id=answer["data"]["id"],
-        target_name=filing.likely_name(job, tools),
+        target_name=filing.likely_name(job),
     )
     try:
         known = save_accepted(tools, known)

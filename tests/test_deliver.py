@@ -102,6 +102,22 @@ def is_done_once(world: World, data: bytes, name: str = X) -> None:
 # Accepted.
 
 
+@pytest.mark.parametrize("taken", [X, f"{X}.fileid.json"])
+def test_a_name_that_is_taken_when_the_answer_comes_is_passed_over(world: World, taken: str) -> None:
+    """What lies in done stays as it is; the file is there under a name with the time in it, and its sidecar."""
+    data = batch()
+    world.drop(X, data)
+    (world.inbox.done / taken).write_bytes(b"somebody's")
+    assert isinstance(world.deliver(X), Done)
+    assert (world.inbox.done / taken).read_bytes() == b"somebody's"
+    name = Path(world.event("file.done")["path"]).name
+    assert name != X
+    assert (world.inbox.done / name).read_bytes() == data
+    assert world.sidecar(name)["id"] == world.service.stored[0].id
+    assert world.names(world.inbox.done) == sorted({taken, name, f"{name}.fileid.json"})
+    assert world.journal.under_way() == []
+
+
 def test_an_accepted_file_is_done(world: World) -> None:
     """The file lies in done, unchanged, its sidecar beside it, and the journal knows its id."""
     data = batch()

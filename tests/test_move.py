@@ -230,7 +230,7 @@ class TestSwapped:
 
 def require_moved(here: Scene) -> None:
     with files.folder(here.source) as source, files.folder(here.target) as target:
-        move._require_moved(source, "x.jsonl", target, "x.jsonl", fd=here.fd, sha256=DIGEST)
+        move._require_moved(source, "x.jsonl", target, "x.jsonl", sent=os.fstat(here.fd), sha256=DIGEST)
 
 
 class TestCopy:
