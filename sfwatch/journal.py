@@ -1,9 +1,13 @@
 """What must survive the process: attempts, answers, and where their files were going.
 
 The folders say what there is to do, the journal only what is known about it: a lost journal costs certainty,
-never a file. One row stands for one file from its first attempt on; `save` writes it whole and returns when it
-is durable. All writes pass through one thread that owns the database: what several workers want at the same
-moment is committed together, with one sync of the disk.
+never a file. One row stands for one file from its first attempt on; `save` makes it what it is told and returns
+when that is durable. There is no thread for it: whoever wants something and finds nobody committing commits for
+all who want something at that moment, in one transaction with one sync of the disk, and then hands on to one of
+those who came meanwhile. So a worker alone waits for nobody but the disk.
+
+What is in a column is not in `facts`, which is JSON. A row is written over only where it changed: each index
+that a step need not touch is a page less to write.
 
 *Instance* is the random name of this state folder; claims lie in folders of that name. A journal that had to
 be set aside makes the instance a *former* one: of its claims nothing is known, so each may have been uploaded.
@@ -15,11 +19,11 @@ import fcntl
 import json
 import operator
 import os
-import queue
 import re
 import secrets
 import sqlite3
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
@@ -111,6 +115,7 @@ class Journal(Protocol):
     """What the rest of sfwatch asks of a journal; a shared database could stand behind it one day.
 
     `save` and `forget` raise OSError (ENOSPC, EIO, EROFS, …) when the state folder does not take them.
+    To an answer that does not have it yet `save` adds `same_as`: an earlier upload of the same bytes.
     """
 
     @property
@@ -123,7 +128,6 @@ class Journal(Protocol):
     def forget(self, delivery: Delivery) -> None: ...
     def known(self, target: str, ids: Collection[str]) -> frozenset[str]: ...
     def newest(self, target: str) -> str | None: ...
-    def earlier(self, sha256: str, target: str) -> str | None: ...
     def folder_seen(self, path: str) -> bool: ...
     def saw_folder(self, path: str) -> None: ...
     def prune(self, before: float) -> None: ...
@@ -162,6 +166,8 @@ CREATE INDEX finished ON delivery (finished_at) WHERE finished_at IS NOT NULL;
 """
 
 T = TypeVar("T")
+_Name = tuple[str, str]
+_Row = tuple[Any, ...]
 
 
 class SqliteJournal:
@@ -181,41 +187,49 @@ class SqliteJournal:
             undo.callback(self._database.close)
             try:
                 self.instance, self.former = self._identify()
+                self._open_names = _open_names(self._database)
             except sqlite3.Error as error:
                 raise _storage_error(error, state_dir) from None
             undo.pop_all()
+        self._desk = threading.Lock()  # for what stands below; never held while anything is done
         self._closed = False
-        self._wishes: queue.SimpleQueue[_Wish | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
-        self._thread.start()
+        self._led = False
+        self._wishes: list[_Wish] = []
+        self._turned: list[
+            tuple[_Name | None, _Name | None]
+        ] = []  # the open names of each row written, and now
 
     def find(self, inbox: str, name: str) -> Delivery | None:
         """Return what is known of the file *name* of the inbox at path *inbox*, unless it is finished."""
+        if self._closed:
+            raise self._too_late()
+        if name not in self._open_names.get(inbox, ()):  # as for nearly every file: it was never tried
+            return None
         rows = self._ask(
-            "SELECT id, facts FROM delivery WHERE inbox = ? AND name = ? AND finished_at IS NULL",
+            f"{_SELECT} WHERE inbox = ? AND name = ? AND finished_at IS NULL",
             (os.fsencode(inbox), os.fsencode(name)),
         )
         return _delivery(rows[0]) if rows else None
 
     def under_way(self) -> list[Delivery]:
         """Return every file that is not finished, the oldest first."""
-        rows = self._ask(
-            "SELECT id, facts FROM delivery INDEXED BY open_file WHERE finished_at IS NULL ORDER BY id", ()
-        )
-        return [_delivery(row) for row in rows]
+        return [_delivery(row) for row in self._ask(_UNDER_WAY, ())]
 
     def save(self, delivery: Delivery) -> Delivery:
-        """Make *delivery* durable and return it with its row.
+        """Make *delivery* durable and return it with its row, and its answer with `same_as`.
 
         Raises AttemptOpenError and IdKnownError where another row stands against it, and OSError.
         """
-        values = _values(delivery)
-        row = self._write(lambda database: _put(database, delivery, values))
-        return delivery if row == delivery.row else replace(delivery, row=row)
+        if delivery.answer is None or "same_as" in delivery.answer:
+            return self._write(lambda database: self._put(database, delivery))
+        try:
+            return self._write(lambda database: self._put(database, _compared(database, delivery)))
+        except (OSError, JournalDamagedError):  # nice to know: an answer is not lost for it
+            return self.save(_same_as(delivery, None))
 
     def forget(self, delivery: Delivery) -> None:
         """Remove the row: nothing of this file is to be remembered."""
-        self._write(lambda database: _run(database, "DELETE FROM delivery WHERE id = ?", (delivery.row,)))
+        self._write(lambda database: self._remove(database, delivery.row))
 
     def known(self, target: str, ids: Collection[str]) -> frozenset[str]:
         """Return those of *ids* that the journal knows as uploads to *target* or another of its address.
@@ -233,15 +247,6 @@ class SqliteJournal:
         rows = self._ask(
             "SELECT file_id FROM delivery WHERE target = ? AND file_id IS NOT NULL ORDER BY id DESC LIMIT 1",
             (target,),
-        )
-        return rows[0][0] if rows else None
-
-    def earlier(self, sha256: str, target: str) -> str | None:
-        """Return the id of an earlier upload of the same bytes to *target*."""
-        rows = self._ask(
-            "SELECT file_id FROM delivery WHERE sha256 = ? AND target = ? AND file_id IS NOT NULL"
-            " ORDER BY id DESC LIMIT 1",
-            (sha256, target),
         )
         return rows[0][0] if rows else None
 
@@ -263,52 +268,105 @@ class SqliteJournal:
 
     def close(self) -> None:
         """Write what is left and let go of the folder; who comes later gets a JournalError."""
-        self._closed = True
-        self._wishes.put(None)
-        self._thread.join()
-        for late in _drain(self._wishes):
-            late.settle(self._too_late())
+        with self._desk:
+            if self._closed:
+                return
+            self._closed = True
+            last = self._queued(_Wish(lambda _: None))
+        with contextlib.suppress(OSError, JournalError):  # all that it is for is to come last
+            self._settled(last)
+        self._database.close()
         with contextlib.suppress(OSError):
             files.close(self._lock)
 
-    # The thread that owns the database.
+    # What is done within a transaction.
+
+    def _put(self, database: sqlite3.Connection, delivery: Delivery) -> Delivery:
+        """Write the row. What is refused has changed nothing: the others of its transaction go on."""
+        values = _values(delivery)
+        before = _written(database, delivery.row)
+        try:
+            if before is None:
+                delivery = replace(delivery, row=_insert(database, values))
+            else:
+                _update(database, delivery.row, before, values)
+        except sqlite3.IntegrityError as conflict:
+            if "remote_name" in str(conflict):
+                raise AttemptOpenError(delivery.remote_name) from None
+            if "file_id" in str(conflict):
+                raise IdKnownError(delivery.file_id) from None
+            raise JournalError(f"{delivery.name!r} is under way already ({conflict})") from None
+        self._turned.append((_open_name(before), _open_name(values)))
+        return delivery
+
+    def _remove(self, database: sqlite3.Connection, row: int | None) -> None:
+        self._turned.append((_open_name(_written(database, row)), None))
+        _run(database, "DELETE FROM delivery WHERE id = ?", (row,))
+
+    # Whoever finds nobody committing leads: he commits for all.
 
     def _ask(self, query: str, values: tuple[Any, ...]) -> list[Any]:
         return self._write(lambda database: database.execute(query, values).fetchall())
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._closed:
-            raise self._too_late()
-        wish = _Wish(work)
-        self._wishes.put(wish)
-        result: T = wish.wait()
+        with self._desk:
+            if self._closed:
+                raise self._too_late()
+            wish = self._queued(_Wish(work))
+        result: T = self._settled(wish)
         return result
 
     def _too_late(self) -> JournalError:
         return JournalError(f"the journal in {self._folder} is closed")
 
-    def _serve(self) -> None:
+    def _queued(self, wish: "_Wish") -> "_Wish":
+        self._wishes.append(wish)
+        wish.leads, self._led = not self._led, True
+        return wish
+
+    def _settled(self, wish: "_Wish") -> Any:
+        if not wish.leads:
+            wish.wait()
+        if wish.leads:
+            self._lead()
+        if isinstance(wish.answer, Exception):
+            raise wish.answer
+        return wish.answer
+
+    def _lead(self) -> None:
+        """Commit once for all who wait, and hand on: nobody is kept at it for others."""
+        with self._desk:
+            wishes, self._wishes = self._wishes, []
         try:
-            while (wish := self._wishes.get()) is not None:
-                self._commit([wish, *_drain(self._wishes)])
+            self._commit(wishes)
         finally:
-            self._database.close()
+            with self._desk:
+                self._led = bool(self._wishes)
+                if self._led:
+                    self._wishes[0].leads = True
+                    self._wishes[0].wake()
+            for wish in wishes:
+                wish.wake()
 
     def _commit(self, wishes: "list[_Wish]") -> None:
+        self._turned.clear()
         try:
-            self._database.execute("BEGIN IMMEDIATE")
-            answers = [wish.fulfil(self._database) for wish in wishes]
-            self._database.execute("COMMIT")
+            with _transaction(self._database):
+                answers = [wish.fulfil(self._database) for wish in wishes]
         except sqlite3.Error as error:
-            with contextlib.suppress(sqlite3.Error):
-                self._database.execute("ROLLBACK")
             if len(wishes) > 1:  # one that the disk does not take must not fail the others, which may only read
                 for wish in wishes:
                     self._commit([wish])
-                return
-            answers = [_storage_error(error, self._folder)]
+            else:
+                wishes[0].answer = _storage_error(error, self._folder)
+            return
+        for before, after in self._turned:
+            if after is not None:
+                self._open_names[after[0]].add(after[1])
+            if before is not None and before != after:
+                self._open_names[before[0]].discard(before[1])
         for wish, answer in zip(wishes, answers, strict=True):
-            wish.settle(answer)
+            wish.answer = answer
 
     # Opening.
 
@@ -341,16 +399,18 @@ class SqliteJournal:
 class _Wish:
     """Something that a worker wants from the database, and the place for its answer.
 
-    A lock that is taken twice is all that the waiting needs; a Future costs a tenth of a small file's time.
+    A lock that is taken twice is all that the waiting needs. It is let go of once, by whoever has settled the
+    wish or hands the lead to it; no signal's handler may raise in a thread that waits here.
     """
 
-    __slots__ = ("_answer", "_settled", "_work")
+    __slots__ = ("_awake", "_work", "answer", "leads")
 
     def __init__(self, work: Callable[[sqlite3.Connection], Any]) -> None:
+        self.leads = False
+        self.answer: Any = JournalError("the commit was broken off")
         self._work = work
-        self._answer: Any = None
-        self._settled = threading.Lock()
-        self._settled.acquire()
+        self._awake = threading.Lock()
+        self._awake.acquire()
 
     def fulfil(self, database: sqlite3.Connection) -> Any:
         """Do the work; one wish that cannot be granted does not spoil the others of its transaction."""
@@ -361,45 +421,49 @@ class _Wish:
         except Exception as refused:  # noqa: BLE001 - it is raised again where the worker waits
             return refused
 
-    def settle(self, answer: Any) -> None:
-        """Hand over the answer, or the error to be raised where the worker waits."""
-        self._answer = answer
-        self._settled.release()
+    def wake(self) -> None:
+        """Let the worker go on."""
+        self._awake.release()
 
-    def wait(self) -> Any:
-        """Return the answer once it is there."""
-        self._settled.acquire()
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return self._answer
+    def wait(self) -> None:
+        """Return once there is an answer, or when it is this worker's turn to commit."""
+        self._awake.acquire()
 
 
-def _drain(wishes: "queue.SimpleQueue[_Wish | None]") -> "Iterator[_Wish]":
-    while not wishes.empty():
-        wish = wishes.get()
-        if wish is None:
-            wishes.put(None)
-            return
-        yield wish
+_COLUMNS = ("inbox", "name", "state", "target", "remote_name", "sha256", "file_id", "finished_at", "facts")
+_SELECT = f"SELECT id, {', '.join(_COLUMNS)} FROM delivery"  # noqa: S608 - no input in it
+_UNDER_WAY = f"{_SELECT} INDEXED BY open_file WHERE finished_at IS NULL ORDER BY id"
+_LAST = f"{_SELECT} WHERE state = ? AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1"
+_WRITTEN = f"SELECT {', '.join(_COLUMNS)} FROM delivery WHERE id = ?"  # noqa: S608
+_INSERT = f"INSERT INTO delivery ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
 
 
-_COLUMNS = "inbox, name, state, target, remote_name, sha256, file_id, finished_at, facts"
-_INSERT = f"INSERT INTO delivery ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - no input in it
-_UPDATE = f"UPDATE delivery SET ({_COLUMNS}) = (?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ?"  # noqa: S608
+def _compared(database: sqlite3.Connection, delivery: Delivery) -> Delivery:
+    """Look for an earlier upload of the same bytes to the same target."""
+    row = database.execute(
+        "SELECT file_id FROM delivery WHERE sha256 = ? AND target = ? AND file_id IS NOT NULL"
+        " ORDER BY id DESC LIMIT 1",
+        (delivery.sha256, delivery.target),
+    ).fetchone()
+    return _same_as(delivery, row and row[0])
 
 
-def _put(database: sqlite3.Connection, delivery: Delivery, values: tuple[Any, ...]) -> int:
-    """Write the row. What is refused has changed nothing: the others of its transaction go on."""
-    try:
-        if delivery.row is not None and database.execute(_UPDATE, (*values, delivery.row)).rowcount:
-            return delivery.row
-        return _insert(database, values)
-    except sqlite3.IntegrityError as conflict:
-        if "remote_name" in str(conflict):
-            raise AttemptOpenError(delivery.remote_name) from None
-        if "file_id" in str(conflict):
-            raise IdKnownError(delivery.file_id) from None
-        raise JournalError(f"{delivery.name!r} is under way already ({conflict})") from None
+def _same_as(delivery: Delivery, earlier: str | None) -> Delivery:
+    return replace(delivery, answer={**(delivery.answer or {}), "same_as": earlier})
+
+
+def _written(database: sqlite3.Connection, row: int | None) -> _Row | None:
+    if row is None:
+        return None
+    written: _Row | None = database.execute(_WRITTEN, (row,)).fetchone()
+    return written
+
+
+def _update(database: sqlite3.Connection, row: int | None, before: _Row, after: _Row) -> None:
+    changed = {column: new for column, old, new in zip(_COLUMNS, before, after, strict=True) if old != new}
+    if changed:
+        settings = ", ".join(f"{column} = ?" for column in changed)
+        _run(database, f"UPDATE delivery SET {settings} WHERE id = ?", (*changed.values(), row))  # noqa: S608
 
 
 # Rows that wait are never finished; only because it is said does the index of open files serve.
@@ -408,8 +472,10 @@ _FORGET_TRIED = (
 )
 
 
-def _insert(database: sqlite3.Connection, values: tuple[Any, ...]) -> int:
+def _insert(database: sqlite3.Connection, values: _Row) -> int:
     """A file that was tried before and is another one now starts anew."""
+    with contextlib.suppress(sqlite3.IntegrityError):  # it changed nothing
+        return database.execute(_INSERT, values).lastrowid or 0
     database.execute("SAVEPOINT tried_before")
     try:
         _run(database, _FORGET_TRIED, values[:2])
@@ -422,12 +488,12 @@ def _insert(database: sqlite3.Connection, values: tuple[Any, ...]) -> int:
     return row or 0
 
 
-_FACTS = tuple(known.name for known in fields(Delivery) if known.name != "row")
+_FACTS = tuple(known.name for known in fields(Delivery) if known.name not in ("row", *_COLUMNS))
 _facts_of = operator.attrgetter(*_FACTS)  # `asdict` copies each value deeply, which takes far longer
 
 
-def _values(delivery: Delivery) -> tuple[Any, ...]:
-    facts = dict(zip(_FACTS, _facts_of(delivery), strict=True))
+def _values(delivery: Delivery) -> _Row:
+    facts = zip(_FACTS, _facts_of(delivery), strict=True)
     return (
         os.fsencode(delivery.inbox),
         os.fsencode(delivery.name),
@@ -437,15 +503,36 @@ def _values(delivery: Delivery) -> tuple[Any, ...]:
         delivery.sha256,
         delivery.file_id,
         delivery.finished_at,
-        json.dumps(facts),
+        _json({name: value for name, value in facts if value is not None}),
     )
 
 
-def _delivery(row: tuple[int, str]) -> Delivery:
-    facts = json.loads(row[1])
-    facts["state"] = State(facts["state"])
-    facts["windows"] = tuple((start, end) for start, end in facts["windows"])
-    return Delivery(**facts, row=row[0])
+_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _delivery(row: tuple[Any, ...]) -> Delivery:
+    """Read a row. The first version had the columns in the facts as well."""
+    known = json.loads(row[-1])
+    known.update(zip(("row", *_COLUMNS[:-1]), row[:-1], strict=True))
+    known["inbox"], known["name"] = os.fsdecode(known["inbox"]), os.fsdecode(known["name"])
+    known["state"] = State(known["state"])
+    known["windows"] = tuple((start, end) for start, end in known["windows"])
+    return Delivery(**known)
+
+
+def _open_name(row: _Row | None) -> _Name | None:
+    """Which file's open row this is; that of none if it is finished."""
+    if row is None or row[_COLUMNS.index("finished_at")] is not None:
+        return None
+    return os.fsdecode(row[0]), os.fsdecode(row[1])
+
+
+def _open_names(database: sqlite3.Connection) -> defaultdict[str, set[str]]:
+    """Return the names with an open row, for each inbox: by hand what would be asked for each new file."""
+    names: defaultdict[str, set[str]] = defaultdict(set)
+    for inbox, name in database.execute("SELECT inbox, name FROM delivery WHERE finished_at IS NULL"):
+        names[os.fsdecode(inbox)].add(os.fsdecode(name))
+    return names
 
 
 def _run(database: sqlite3.Connection, statement: str, values: tuple[Any, ...]) -> None:
@@ -476,16 +563,12 @@ def glance(state_dir: Path) -> Glance:
             (schema,) = database.execute("PRAGMA user_version").fetchone()
             if schema != SCHEMA:
                 raise JournalError(f"the journal in {state_dir} has schema {schema}, known here is {SCHEMA}")
-            unfinished = database.execute(f"{_SELECT} WHERE finished_at IS NULL ORDER BY id").fetchall()
+            unfinished = database.execute(_UNDER_WAY).fetchall()
             ended = [database.execute(_LAST, (state,)).fetchone() for state in (State.DONE, State.FAILED)]
             done, failed = (None if row is None else _delivery(row) for row in ended)
             return Glance(tuple(map(_delivery, unfinished)), done, failed)
     except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
         raise JournalError(f"the journal in {state_dir} can't be read: {error}") from None
-
-
-_SELECT = "SELECT id, facts FROM delivery"
-_LAST = f"{_SELECT} WHERE state = ? AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1"
 
 
 class _UnusableError(Exception):
@@ -532,7 +615,7 @@ def _prepare(database: sqlite3.Connection) -> None:
 def _require_sense(database: sqlite3.Connection) -> None:
     """What a start will read must be readable: a database can be sound and its text damaged all the same."""
     try:
-        for row in database.execute("SELECT id, facts FROM delivery WHERE finished_at IS NULL"):
+        for row in database.execute(_UNDER_WAY):
             _delivery(row)
         known = database.execute("SELECT value FROM meta WHERE key = 'instance'").fetchone()
         if known is not None and (not _INSTANCE.fullmatch(known[0]) or None in _former(database)):
@@ -547,13 +630,14 @@ def _require_sense(database: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def _transaction(database: sqlite3.Connection) -> Iterator[None]:
-    database.execute("BEGIN IMMEDIATE")
     try:
+        database.execute("BEGIN IMMEDIATE")
         yield
+        database.execute("COMMIT")
     except BaseException:
-        database.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.Error):  # SQLite may have done it by itself
+            database.execute("ROLLBACK")
         raise
-    database.execute("COMMIT")
 
 
 def _set_aside(path: Path, unusable: _UnusableError, stamp: str) -> SetAside:

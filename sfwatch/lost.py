@@ -186,7 +186,7 @@ def _match(
 
 def _recover(job: Job, tools: Tools, known: Delivery, found: reconcile.Found) -> Outcome:
     verdict = Verdict(Blame.ACCEPTED, "recovered", "", data=found.entry.raw)
-    answer = answered(job, tools, known, verdict, duration_s=None, recovered=True)
+    answer = answered(job, tools, verdict, duration_s=None, recovered=True)
     accepted = replace(known, state=State.ACCEPTED, answer=answer, file_id=found.entry.id)
     try:
         accepted = save(tools, accepted)

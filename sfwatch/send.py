@@ -173,7 +173,7 @@ def deferred(verdict: Verdict, known: Delivery, *, claimed: bool) -> Deferred:
 
 def _accept(job: Job, tools: Tools, held: Held, verdict: Verdict, attempt: Attempt) -> Outcome:
     known = held.known
-    answer = answered(job, tools, known, verdict, duration_s=attempt.duration_s, recovered=False)
+    answer = answered(job, tools, verdict, duration_s=attempt.duration_s, recovered=False)
     _say_accepted(tools, known, verdict, attempt)
     known = replace(
         known,
@@ -198,8 +198,9 @@ def save_accepted(tools: Tools, known: Delivery) -> Delivery:
 
 
 def answered(
-    job: Job, tools: Tools, known: Delivery, verdict: Verdict, *, duration_s: float | None, recovered: bool
+    job: Job, tools: Tools, verdict: Verdict, *, duration_s: float | None, recovered: bool
 ) -> dict[str, Any]:
+    """What is kept of an acceptance; `same_as` comes to it when the journal writes it down."""
     at = datetime.fromtimestamp(tools.wall(), UTC)
     return {
         "data": _shallow(dict(verdict.data or {})),
@@ -209,18 +210,9 @@ def answered(
         "message": verdict.message,
         "trace_id": verdict.trace_id,
         "recovered": recovered,
-        "same_as": _same_as(tools, known),
         "uploaded_at": at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z",
         "duration_s": round(duration_s, 3) if duration_s is not None else None,
     }
-
-
-def _same_as(tools: Tools, known: Delivery) -> str | None:
-    """An earlier upload of the same bytes. Nice to know: an answer is not lost for it."""
-    try:
-        return tools.journal.earlier(known.sha256 or "", tools.target)
-    except OSError:
-        return None
 
 
 def _shallow(value: Any, depth: int = 20) -> Any:

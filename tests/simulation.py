@@ -351,8 +351,11 @@ class Fuse:
             self.event = None
 
     def trace(self, frame: FrameType, event: str, _arg: Any) -> Any:
-        """Count, as Python's trace function."""
-        if not frame.f_code.co_filename.startswith(OURS):
+        """Count, as Python's trace function. A commit happens or does not: none is cut off within."""
+        if (
+            not frame.f_code.co_filename.startswith(OURS)
+            or frame.f_code.co_filename == sfwatch.journal.__file__
+        ):
             return None
         if event == "line" and self.event is None:
             self.lines -= 1

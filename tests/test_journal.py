@@ -1,6 +1,7 @@
 """The journal: durable when `save` returns, private, never shared, and set aside when it can't be read."""
 
 import errno
+import json
 import os
 import signal
 import sqlite3
@@ -12,10 +13,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from world import STAMP, fill, in_threads, needs_root, tmpfs
+from world import STAMP, fill, in_threads, needs_root, tmpfs, wait_for
 
 from sfwatch.journal import (
     OPEN,
@@ -26,6 +28,7 @@ from sfwatch.journal import (
     SqliteJournal,
     State,
     StateInUseError,
+    glance,
 )
 
 INBOX = "/srv/inbox"
@@ -194,7 +197,7 @@ def test_an_id_belongs_to_one_upload(journal: SqliteJournal) -> None:
 
 
 def test_what_is_known_of_ids_counts_for_their_target_only(journal: SqliteJournal) -> None:
-    """`known`, `newest` and `earlier` speak of one target: another service has other files.
+    """`known`, `newest` and `same_as` speak of one target: another service has other files.
 
     An id is known with whatever key it was uploaded, since two may belong to one account.
     """
@@ -206,9 +209,54 @@ def test_what_is_known_of_ids_counts_for_their_target_only(journal: SqliteJourna
     assert journal.known(TARGET, []) == frozenset()
     assert journal.newest(TARGET) == "file-3"
     assert journal.newest("nobody") is None
-    assert journal.earlier("ab" * 32, TARGET) == "file-1"
-    assert journal.earlier("ab" * 32, "another") == "file-2"
-    assert journal.earlier("ef" * 32, TARGET) is None
+    assert same_as(journal.save(an_answer("d", "file-4"))) == "file-1"
+    assert same_as(journal.save(an_answer("e", "file-5", target="another"))) == "file-2"
+    assert same_as(journal.save(an_answer("f", "file-6", sha256="ef" * 32))) is None
+
+
+def an_answer(name: str, file_id: str, **facts: object) -> Delivery:
+    return a_file(name, State.ACCEPTED, file_id=file_id, answer={"data": {"id": file_id}}, **facts)
+
+
+def same_as(known: Delivery) -> object:
+    assert known.answer is not None
+    return known.answer["same_as"]
+
+
+def test_an_answer_is_compared_once(journal: SqliteJournal) -> None:
+    """The upload is never the same as itself, nor as a later one, however often its row is written."""
+    first = journal.save(an_answer("a", "file-1"))
+    second = journal.save(an_answer("b", "file-2"))
+    assert (same_as(first), same_as(second)) == (None, "file-1")
+    for known in (first, second):
+        assert journal.save(replace(known, target_name="x")) == replace(known, target_name="x")
+        assert journal.find(INBOX, known.name) == replace(known, target_name="x")
+
+
+def test_an_id_that_is_known_already_is_what_the_bytes_are_the_same_as(journal: SqliteJournal) -> None:
+    """A service may answer with the id that it gave to the same bytes before."""
+    journal.save(an_answer("a", "file-1"))
+    again = an_answer("b", "file-1")
+    with pytest.raises(IdKnownError):
+        journal.save(again)
+    assert journal.find(INBOX, "b") is None
+    assert same_as(journal.save(replace(again, file_id=None))) == "file-1"
+
+
+def test_an_answer_is_not_lost_because_it_cannot_be_compared(journal: SqliteJournal) -> None:
+    """A history that can't be read costs `same_as`, not the acceptance."""
+    journal.save(an_answer("a", "file-1"))
+    first_time = iter([sqlite3.SQLITE_DENY])
+
+    def once(action: int, _table: str | None, column: str | None, *_: object) -> int:
+        reads = action == sqlite3.SQLITE_READ and column == "sha256"
+        return next(first_time, sqlite3.SQLITE_OK) if reads else sqlite3.SQLITE_OK
+
+    journal._write(lambda database: database.set_authorizer(once))
+    known = journal.save(an_answer("b", "file-2"))
+    assert not list(first_time)
+    assert same_as(known) is None
+    assert journal.find(INBOX, "b") == known
 
 
 def test_eight_workers_write_at_once(folder: Path) -> None:
@@ -231,14 +279,6 @@ def test_one_refused_wish_does_not_spoil_the_others(journal: SqliteJournal) -> N
     journal.save(a_file("open", remote_name="open"))
     journal.save(a_file("done", State.DONE, file_id="file-1", finished_at=1.0))
     refused: list[type[Exception]] = []
-    held, go = threading.Event(), threading.Event()
-
-    def hold_the_thread_up() -> None:
-        journal._write(wait)
-
-    def wait(_: sqlite3.Connection) -> None:
-        held.set()
-        go.wait()
 
     def wish(delivery: Delivery) -> Callable[[], None]:
         def save() -> None:
@@ -249,21 +289,275 @@ def test_one_refused_wish_does_not_spoil_the_others(journal: SqliteJournal) -> N
 
         return save
 
-    slow = threading.Thread(target=hold_the_thread_up)
-    slow.start()
-    held.wait()
     wishes = [a_file(f"good-{n}") for n in range(5)]
     wishes += [a_file("bad-1", remote_name="open"), a_file("bad-2", State.ACCEPTED, file_id="file-1")]
-    threads = [threading.Thread(target=wish(delivery)) for delivery in wishes]
-    for thread in threads:
-        thread.start()
-    while journal._wishes.qsize() < len(wishes):
+    with committed_together(journal, *map(wish, wishes)):
         pass
+    assert sorted(error.__name__ for error in refused) == ["AttemptOpenError", "IdKnownError"]
+    assert {known.name for known in journal.under_way()} == {"open", *(f"good-{n}" for n in range(5))}
+
+
+@contextmanager
+def committed_together(journal: SqliteJournal, *works: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Somebody is at the disk for the block, and these come meanwhile."""
+    begun, go = threading.Event(), threading.Event()
+
+    def wait(_: sqlite3.Connection) -> None:
+        begun.set()
+        go.wait()
+
+    slow = threading.Thread(target=journal._write, args=(wait,))
+    slow.start()
+    begun.wait()
+    threads = [threading.Thread(target=work) for work in works]
+    for count, thread in enumerate(threads, 1):
+        thread.start()
+        wait_for(partial(_waiting, journal, count))
+    yield slow
     go.set()
     for thread in [slow, *threads]:
         thread.join()
-    assert sorted(error.__name__ for error in refused) == ["AttemptOpenError", "IdKnownError"]
-    assert {known.name for known in journal.under_way()} == {"open", *(f"good-{n}" for n in range(5))}
+
+
+def _waiting(journal: SqliteJournal, count: int) -> bool:
+    return len(journal._wishes) == count
+
+
+def traced(journal: SqliteJournal, *works: Callable[[], object]) -> list[str]:
+    """Return the statements that the database is given for these, one work after the other."""
+    statements: list[str] = []
+    journal._write(lambda database: database.set_trace_callback(statements.append))
+    for work in works:
+        work()
+    journal._write(lambda database: database.set_trace_callback(None))
+    return [text for text in statements[1:-1] if "BEGIN" not in text]  # the last BEGIN is that of the end
+
+
+def test_a_worker_alone_commits_by_itself(journal: SqliteJournal) -> None:
+    """No other thread has a hand in it, so that nobody waits for another's turn."""
+    before = threading.active_count()
+    assert journal._write(lambda _: threading.get_ident()) == threading.get_ident()
+    journal.save(a_file())
+    assert threading.active_count() == before
+
+
+def test_what_comes_while_another_commits_is_committed_together(journal: SqliteJournal) -> None:
+    """Fifteen that wait for one at the disk cost one commit more, not fifteen; the second of all does it."""
+    workers: list[int] = []
+
+    def save(number: int) -> Callable[[], object]:
+        def put(database: sqlite3.Connection) -> None:
+            workers.append(threading.get_ident())
+            journal._put(database, a_file(f"{number}.jsonl"))
+
+        return lambda: journal._write(put)
+
+    def all_at_once() -> None:
+        with committed_together(journal, *(save(number) for number in range(15))):
+            pass
+
+    statements = traced(journal, all_at_once)
+    assert statements.count("COMMIT") == 2
+    assert len(workers) == 15
+    assert len(set(workers)) == 1
+    assert len(journal.under_way()) == 15
+    one_by_one = traced(journal, *(lambda n=n: journal.save(a_file(f"alone-{n}")) for n in range(15)))
+    assert one_by_one.count("COMMIT") == 15
+
+
+def test_nobody_is_kept_committing_for_others(journal: SqliteJournal) -> None:
+    """After one round the next in the queue leads, and the first goes on while that one is at the disk."""
+    at_work, go = threading.Event(), threading.Event()
+
+    def also_wait(_: sqlite3.Connection) -> None:
+        at_work.set()
+        go.wait()
+
+    following = threading.Thread(target=journal._write, args=(also_wait,))
+    with committed_together(journal) as first:
+        following.start()
+        wait_for(lambda: journal._wishes)
+    assert not first.is_alive()  # it came back although the next wish is not granted yet
+    at_work.wait()
+    assert following.is_alive()
+    go.set()
+    following.join()
+
+
+def test_a_commit_that_is_broken_off_hangs_nobody(journal: SqliteJournal) -> None:
+    """If the thread that commits for others is ended, all are told so, nothing is written, and it goes on."""
+    ends: list[BaseException] = []
+
+    def end(_: sqlite3.Connection) -> None:
+        raise SystemExit
+
+    def noted(work: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                work()
+            except (JournalError, SystemExit) as error:
+                ends.append(error)
+
+        return run
+
+    works = (lambda: journal.save(a_file("a")), lambda: journal.save(a_file("b")), lambda: journal._write(end))
+    with committed_together(journal, *map(noted, works)):
+        pass
+    assert sorted(map(repr, ends)) == ["JournalError('the commit was broken off')"] * 2 + ["SystemExit()"]
+    assert journal.under_way() == []
+    journal.save(a_file())
+    assert len(journal.under_way()) == 1
+
+
+def test_closing_while_many_write_loses_nothing(folder: Path) -> None:
+    """Whoever was told that his row is durable finds it again; all others are told that it is too late."""
+    saved: list[Delivery] = []
+    late: list[JournalError] = []
+    journal = SqliteJournal(folder, stamp=STAMP)
+
+    def work(worker: int) -> None:
+        try:
+            for number in range(100_000):
+                saved.append(journal.save(a_file(f"{worker}-{number}")))  # noqa: PERF401 - all append to it
+        except JournalError as error:
+            late.append(error)
+
+    def close() -> None:
+        wait_for(lambda: len(saved) > 50)
+        journal.close()
+        journal.close()
+
+    in_threads(close, *(lambda worker=worker: work(worker) for worker in range(8)))
+    assert [str(error) for error in late] == [f"the journal in {folder} is closed"] * 8
+    with pytest.raises(JournalError):
+        journal.find(INBOX, "0-0")
+    with opened(folder) as again:
+        assert sorted(again.under_way(), key=lambda d: d.row or 0) == sorted(saved, key=lambda d: d.row or 0)
+
+
+@needs_root
+def test_a_disk_that_fills_up_under_many_writers_tells_each_the_truth(tmp_path: Path) -> None:
+    """Rows too big for the room left are refused, each to its own writer; what was taken is there."""
+    saved: list[Delivery] = []
+    refused: list[OSError] = []
+    with tmpfs(tmp_path / "state", "2m") as folder:
+        with opened(folder) as journal:
+
+            def work(worker: int) -> None:
+                for number in range(20):
+                    big = a_file(f"{worker}-{number}", report={"detail": "x" * 20_000 * (worker % 2)})
+                    try:
+                        saved.append(journal.save(big))
+                    except OSError as error:
+                        refused.append(error)
+
+            in_threads(*(lambda worker=worker: work(worker) for worker in range(8)))
+            assert {error.errno for error in refused} == {errno.ENOSPC}
+            assert sum(known.report == {"detail": ""} for known in saved) > 0
+            assert sorted(known.name for known in journal.under_way()) == sorted(known.name for known in saved)
+            assert all(journal.find(INBOX, known.name) == known for known in saved)
+        with opened(folder) as again:
+            assert sorted(known.row or 0 for known in again.under_way()) == sorted(d.row or 0 for d in saved)
+
+
+# What costs nothing.
+
+
+def test_a_file_that_was_never_tried_is_not_looked_for(folder: Path) -> None:
+    """Which files have an open row is known without the database: most have none."""
+    with opened(folder) as journal:
+        tried = journal.save(a_file("tried", State.WAITING, remote_name="x"))
+        ended = journal.save(a_file("ended"))
+        journal.save(replace(ended, state=State.DONE, finished_at=1.0))
+        journal.save(replace(ended, row=None, state=State.FAILED, finished_at=2.0, file_id="file-orphan"))
+        moved = journal.save(replace(journal.save(a_file("moved")), inbox="/srv/elsewhere"))
+        journal.forget(journal.save(a_file("forgotten")))
+        with pytest.raises(AttemptOpenError):
+            journal.save(a_file("refused", remote_name="moved"))
+        nobodys = replace(tried, row=None, state=State.FAILED, finished_at=3.0, file_id="file-nobodys")
+        journal.save(nobodys)  # of the same name, and finished from the beginning
+    with opened(folder) as journal:
+        unknown = ["never", "ended", "moved", "forgotten", "refused"]
+        assert traced(journal, *(lambda n=n: journal.find(INBOX, n) for n in unknown)) == []
+        assert [journal.find(INBOX, name) for name in unknown] == [None] * 5
+        assert journal.find(INBOX, "tried") == tried
+        assert journal.find("/srv/elsewhere", "moved") == moved
+
+
+def test_the_open_names_follow_what_is_committed(journal: SqliteJournal) -> None:
+    """A name is open from its commit on, through every change of its row, and only as long as that is open."""
+    known = journal.save(a_file())
+    assert journal.find(INBOX, "a.jsonl") == known
+    known = journal.save(replace(known, state=State.UNKNOWN))
+    assert journal.find(INBOX, "a.jsonl") == known
+    moved = journal.save(replace(known, inbox="/srv/elsewhere"))
+    assert journal.find(INBOX, "a.jsonl") is None
+    assert journal.find("/srv/elsewhere", "a.jsonl") == moved
+    done = journal.save(replace(moved, state=State.DONE, finished_at=1.0))
+    assert journal.find("/srv/elsewhere", "a.jsonl") is None
+    again = journal.save(replace(a_file(), inbox="/srv/elsewhere"))
+    journal.save(done)  # its end is written again: that is not the end of the next of its name
+    assert journal.find("/srv/elsewhere", "a.jsonl") == again
+    journal.forget(done)
+    assert journal.find("/srv/elsewhere", "a.jsonl") == again
+    journal.forget(again)
+    assert journal.find("/srv/elsewhere", "a.jsonl") is None
+
+
+def test_who_only_asks_writes_nothing(folder: Path, journal: SqliteJournal) -> None:
+    """Nothing reaches the database's log, so that there is nothing to be synced."""
+    journal.save(FULL)
+    journal.saw_folder(INBOX)
+    before = (folder / "journal.sqlite3-wal").read_bytes()
+    assert journal.find(INBOX, "a.jsonl")
+    assert journal.known(TARGET, ["file-x"])
+    assert journal.newest(TARGET)
+    assert journal.folder_seen(INBOX)
+    assert journal.under_way()
+    journal.saw_folder(INBOX)
+    assert (folder / "journal.sqlite3-wal").read_bytes() == before
+    journal.save(a_file("b.jsonl"))
+    assert (folder / "journal.sqlite3-wal").read_bytes() != before
+
+
+def test_each_step_of_a_delivery_writes_what_it_changes(journal: SqliteJournal) -> None:
+    """One statement puts the row in; a later one names what changed, so that the other indexes rest."""
+    rows: list[Delivery] = []
+
+    def step(**facts: object) -> Callable[[], None]:
+        return lambda: rows.append(journal.save(replace(rows[-1], **facts)))  # type: ignore[arg-type]
+
+    statements = traced(
+        journal,
+        lambda: rows.append(journal.save(a_file())),
+        step(state=State.ACCEPTED, answer={"data": {"id": "file-1"}}, file_id="file-1"),
+        step(state=State.DONE, finished_at=5.0),
+        step(),
+    )
+    changes = [text for text in statements if not text.startswith(("SELECT", "COMMIT"))]
+    assert [text.split("(")[0].split("WHERE")[0] for text in changes[:1]] == ["INSERT INTO delivery "]
+    sets = [text.partition(" SET ")[2].partition(" WHERE ")[0] for text in changes[1:]]
+    assert [[part.split(" = ")[0] for part in text.split(", ")] for text in sets] == [
+        ["state", "file_id", "facts"],
+        ["state", "finished_at"],
+    ]
+
+
+def test_rows_that_hold_their_columns_twice_are_understood(folder: Path) -> None:
+    """The first journals had what stands in a column in `facts` as well; they are opened as they are."""
+    with opened(folder) as journal:
+        saved = journal.save(FULL)
+    facts = {name: getattr(FULL, name) for name in FULL.__slots__ if name != "row"}
+    with sqlite3.connect(folder / "journal.sqlite3") as database:
+        database.execute("UPDATE delivery SET facts = ?", (json.dumps(facts),))
+    database.close()
+    with opened(folder) as journal:
+        assert journal.set_aside is None
+        assert journal.find(INBOX, "a.jsonl") == saved
+        later = journal.save(replace(saved, state=State.DONE, finished_at=9.0))
+        assert journal.under_way() == []
+        assert journal._ask("SELECT facts FROM delivery", ()) != [(json.dumps(facts),)]
+    assert glance(folder).last_done == later
 
 
 def test_a_second_row_for_a_file_under_way_is_refused_alone(journal: SqliteJournal) -> None:
@@ -431,7 +725,7 @@ def _bad_page(path: Path) -> None:
 def _bad_text(path: Path) -> None:
     """One flipped bit in what a row says, which leaves the database's own structure whole."""
     content = path.read_bytes()
-    path.write_bytes(content.replace(b'{"inbox": "/srv', b'{"inbox" "/srv'.ljust(15)))
+    path.write_bytes(content.replace(b'{"dev":1,', b'{"dev" 1,'))
 
 
 def _bad_encoding(path: Path) -> None:
@@ -439,7 +733,7 @@ def _bad_encoding(path: Path) -> None:
 
 
 def _lost_state(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"state": "sending"', b'"state": "sendong"'))
+    path.write_bytes(path.read_bytes().replace(b".jsonlsending", b".jsonlsendong"))
 
 
 def _no_tables(path: Path) -> None:
@@ -611,8 +905,7 @@ def test_no_step_of_a_delivery_reads_through_the_history(journal: SqliteJournal)
     journal._write(lambda database: database.set_trace_callback(statements.append))
     known = journal.save(a_file())
     journal.find(INBOX, known.name)
-    known = journal.save(replace(known, state=State.ACCEPTED, file_id="file-1"))
-    journal.earlier(known.sha256 or "", TARGET)
+    known = journal.save(replace(known, state=State.ACCEPTED, file_id="file-1", answer={}))
     journal.known(TARGET, ["file-1"])
     journal.save(replace(known, state=State.DONE, finished_at=1.0))
     journal.under_way()
