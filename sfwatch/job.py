@@ -7,6 +7,7 @@ a target or a folder is held, is decided by the main thread from these.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from sfwatch.files import Identity
 from sfwatch.journal import Delivery, Journal
@@ -109,6 +110,7 @@ class Tools:
     wall: Callable[[], float]
     stop: Callable[[], bool]
     pace: Pace | None = None
+    room: dict[Path, tuple[float, int | None]] = field(default_factory=dict, compare=False)  # see `taken.room`
 
 
 @dataclass(frozen=True, slots=True)

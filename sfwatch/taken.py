@@ -6,6 +6,7 @@ takes no files holds up its inbox.
 """
 
 import errno
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ from sfwatch.job import (
 )
 from sfwatch.journal import Delivery, State
 from sfwatch.settings import ROOM_BYTES, Check
+
+_ROOM_FOR_S = 1.0
 
 
 class UnreadableError(Exception):
@@ -91,21 +94,27 @@ class Held:
 
 
 def room(job: Job, tools: Tools) -> Outcome | None:
-    """Room for journal, sidecar and move is made sure of before anything is sent."""
-    for folder in (tools.state_dir, str(job.inbox.path), str(job.inbox.done), str(job.inbox.failed)):
+    """Room for journal, sidecar and move is made sure of before anything is sent; asked for once a second."""
+    now = tools.clock()
+    asked_at, free = tools.room.get(job.inbox.path, (-math.inf, None))
+    if now - asked_at >= _ROOM_FOR_S:
+        free = _free(job, tools)
+        tools.room[job.inbox.path] = (now, free)
+    size = job.settled.fingerprint.size if job.settled else 0
+    if free is None or free >= ROOM_BYTES + size:
+        return None
+    return NotTaken("no_room", f"{job.inbox.done} has {free} bytes free, too few for this file of {size}")
+
+
+def _free(job: Job, tools: Tools) -> int | None:
+    """The bytes that are free in done if that is on another disk than the inbox. Raises StorageError."""
+    for folder in (tools.state_dir, str(job.inbox.path), str(job.inbox.failed), str(job.inbox.done)):
         with storage(folder):
             space = os.statvfs(folder)
-            if space.f_bavail * space.f_frsize < ROOM_BYTES:
+            free = space.f_bavail * space.f_frsize
+            if free < ROOM_BYTES:
                 raise OSError(errno.ENOSPC, f"less than {ROOM_BYTES // 2**20} MiB are free")
-    done, inbox = job.inbox.done.stat(), job.inbox.path.stat()
-    if done.st_dev == inbox.st_dev:
-        return None
-    size = job.settled.fingerprint.size if job.settled else 0
-    space = os.statvfs(job.inbox.done)
-    free = space.f_bavail * space.f_frsize
-    if free < ROOM_BYTES + size:
-        return NotTaken("no_room", f"{job.inbox.done} has {free} bytes free, too few for this file of {size}")
-    return None
+    return None if job.inbox.done.stat().st_dev == job.inbox.path.stat().st_dev else free
 
 
 def take(job: Job, tools: Tools) -> int | None:

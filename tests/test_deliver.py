@@ -15,6 +15,7 @@ from servers import closed_port
 from world import TARGET, World, a_world, batch, fill, needs_root, sha256, tmpfs
 
 from sfwatch import claim
+from sfwatch.filing import StorageError
 from sfwatch.job import (
     BackInInbox,
     Condemned,
@@ -47,6 +48,7 @@ from sfwatch.standin import (
     storing_then_resetting,
     storing_then_stalling,
 )
+from sfwatch.taken import room
 from sfwatch.upload import Client
 from sfwatch.verdict import Blame
 
@@ -1260,6 +1262,21 @@ def test_without_room_nothing_begins(tmp_path: Path, folder: str) -> None:
         assert world.service.requests == []
         ballast.unlink()
         assert isinstance(world.deliver(X), Done)
+
+
+@needs_root
+def test_room_is_asked_for_once_a_second(tmp_path: Path) -> None:
+    """Not for each of many small files: what is known of it is never older than that."""
+    with a_world_with_little_room(tmp_path, "done") as world:
+        world.drop(X)
+        tools = world.tools()
+        assert room(world.job(X), tools) is None
+        fill(tmp_path / "done")
+        world.now += 0.5
+        assert room(world.job(X), tools) is None
+        world.now += 0.5
+        with pytest.raises(StorageError, match="free"):
+            room(world.job(X), tools)
 
 
 @needs_root
