@@ -14,12 +14,12 @@ Lines end at `\n` only (U+2028 and the like are data); `lines` counts those that
 import codecs
 import hashlib
 import io
+import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Event
 from typing import BinaryIO
 
 from sfwatch.excerpt import Excerpt, Place
@@ -32,6 +32,7 @@ from sfwatch.findings import (
     explain_json,
     is_blank,
     is_json,
+    is_utf8,
     quoted,
     recognise,
 )
@@ -63,7 +64,8 @@ LONGEST_LINE = 16 * 1024 * 1024
 """Bytes of the longest line that is parsed."""
 
 _BLOCK = 1024 * 1024
-_CACHED = 32 * 1024
+_BATCH = 64 * 1024
+_PIECE = 32 * 1024
 _LONGEST_KEPT_ID = 32
 _LONGEST_MODEL = 120
 _SHOWN_MODELS = 3
@@ -118,35 +120,27 @@ def check(
     max_bytes: int,
     max_lines: int,
     wanted: Wanted = _USUAL,
-    progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Checked:
     """Check the first `size` bytes of an open file; its position is neither used nor moved.
 
-    A limit of 0 is none. `progress` is told the bytes read so far after each block, `stop` is asked before
-    each. Raises ShortRead, Stopped, and OSError where the file cannot be read.
+    A limit of 0 is none. `stop` is asked before each block. Raises ShortRead, Stopped, and OSError where the
+    file cannot be read.
     """
-    blocks = _watched(_file_blocks(fd, size), progress, stop)
+    blocks = _file_blocks(fd, size, stop)
     return check_blocks(blocks, level=level, max_bytes=max_bytes, max_lines=max_lines, wanted=wanted)
 
 
 def check_stream(
-    stream: BinaryIO,
-    *,
-    level: Check,
-    max_bytes: int,
-    max_lines: int,
-    wanted: Wanted = _USUAL,
-    progress: Callable[[int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    stream: BinaryIO, *, level: Check, max_bytes: int, max_lines: int, wanted: Wanted = _USUAL
 ) -> Checked:
     """Check what a stream holds up to its end, as `check` does with a file."""
-    blocks = _watched(iter(lambda: stream.read(_BLOCK), b""), progress, stop)
+    blocks = map(io.BytesIO, iter(lambda: stream.read(_BLOCK), b""))
     return check_blocks(blocks, level=level, max_bytes=max_bytes, max_lines=max_lines, wanted=wanted)
 
 
 def check_blocks(
-    blocks: Iterable[bytes],
+    blocks: Iterator[io.BytesIO],
     *,
     level: Check,
     max_bytes: int,
@@ -158,15 +152,15 @@ def check_blocks(
 
     A line above `longest_line` bytes is parsed all the same where it lies whole within one block.
     """
-    read, audit = _Read(), _Audit(wanted)
-    hold = {Check.BATCH: audit.requests, Check.JSONL: audit.values, Check.NONE: audit.count}[level]
-    hold(_lines(audit.utf8.passing(_hashed(iter(blocks), read)), longest_line))
-    if not read.ends_line:
-        audit.warn("no_final_newline")
-    return _checked(read, audit, level, max_bytes=max_bytes, max_lines=max_lines)
+    audit = _Audit(level, wanted)
+    read = audit.read(blocks, longest_line)
+    return _checked(read, audit, max_bytes=max_bytes, max_lines=max_lines)
 
 
 # --- reading -----------------------------------------------------------------------------------------------
+
+_SECOND = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="digest")
+"""Takes blocks into digests while their lines are looked at; has no thread before a file of several blocks."""
 
 
 @dataclass(slots=True)
@@ -176,52 +170,47 @@ class _Read:
     ends_line: bool = True
 
 
-def _file_blocks(fd: int, size: int) -> Iterator[bytes]:
+def _file_blocks(fd: int, size: int, stop: Callable[[], bool] | None) -> Iterator[io.BytesIO]:
     at = 0
-    while at < size:
-        block = os.pread(fd, min(_BLOCK, size - at), at)
-        if not block:
-            raise ShortRead(f"the file ended after {at} of {size} bytes: it was cut while it was read")
-        at += len(block)
-        yield block
-
-
-def _watched(
-    blocks: Iterator[bytes], progress: Callable[[int], None] | None, stop: Callable[[], bool] | None
-) -> Iterator[bytes]:
-    done = 0
-    while True:
-        if stop is not None and stop():
-            raise Stopped(f"the check was stopped after {done} bytes")
-        block = next(blocks, b"")
-        if not block:
+    for block in _buffers(min(size, _BLOCK)):
+        if at == size:
             return
-        done += len(block)
-        if progress is not None:
-            progress(done)
-        yield block
+        if stop is not None and stop():
+            raise Stopped(f"the check was stopped after {at} bytes")
+        with block.getbuffer() as room:
+            got = os.preadv(fd, [room[: size - at]], at)
+            if not got:
+                raise ShortRead(f"the file ended after {at} of {size} bytes: it was cut while it was read")
+            at += got
+            whole = block if got == len(room) else io.BytesIO(room[:got])
+        whole.seek(0)
+        yield whole
 
 
-def _hashed(blocks: Iterator[bytes], read: _Read) -> Iterator[bytes]:
+def _buffers(size: int) -> Iterator[io.BytesIO]:
+    """Return two in turn: a new one for each block costs the kernel more time than reading into it."""
+    first = io.BytesIO(bytes(size))
+    yield first
+    yield from itertools.cycle([io.BytesIO(bytes(size)), first])
+
+
+def _hashed(blocks: Iterator[io.BytesIO], read: _Read) -> Iterator[io.BytesIO]:
     """Pass the blocks on, while a second thread takes the full ones into the digest."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as second:
-        for block in blocks:
-            read.size += len(block)
-            read.ends_line = block.endswith(b"\n")
-            if len(block) < _BLOCK:  # the only block or the last one: not worth a thread
-                read.digest.update(block)
-                yield block
-            else:
-                begun = Event()
-                hashing = second.submit(_hash, read.digest, block, begun)
-                begun.wait()  # or the parsing would keep the interpreter to itself until it is done
-                yield block
-                hashing.result()
-
-
-def _hash(digest: "hashlib._Hash", block: bytes, begun: Event) -> None:
-    begun.set()
-    digest.update(block)
+    block = next(blocks, None)
+    while block is not None:
+        view = block.getbuffer()
+        read.size += len(view)
+        read.ends_line = view[-1] == _LF
+        hashing = None
+        if len(view) < _BLOCK:  # the only block or the last one: not worth a thread
+            read.digest.update(view)
+        else:
+            hashing = _SECOND.submit(read.digest.update, view)
+        ahead = next(blocks, None)  # lets the second thread begin, or the parsing would keep it waiting
+        yield block
+        if hashing is not None:
+            hashing.result()
+        block = ahead
 
 
 class _Utf8:
@@ -234,42 +223,42 @@ class _Utf8:
         self.sound = True
         self._cut = b""
 
-    def passing(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    def passing(self, blocks: Iterator[io.BytesIO]) -> Iterator[io.BytesIO]:
         """Look at the blocks as they pass; a character that the file's end cuts off is unsound."""
         for block in blocks:
-            if self.sound and (self._cut or not block.isascii()):
-                self._look(self._cut + block)
+            if self.sound:
+                self._look(block.getbuffer())
             yield block
         self.sound = self.sound and not self._cut
 
-    def _look(self, block: bytes) -> None:
-        view, at, taken = memoryview(block), 0, 1
-        try:
-            while taken:
-                _, taken = codecs.utf_8_decode(view[at : at + _CACHED], "strict", False)
-                at += taken
-        except UnicodeDecodeError:
-            self.sound = False
-        self._cut = block[at:]
+    def _look(self, block: memoryview) -> None:
+        for at in range(0, len(block), _PIECE):
+            piece = block[at : at + _PIECE]
+            if self._cut:
+                piece = memoryview(self._cut + piece)
+            try:
+                _, taken = codecs.utf_8_decode(piece, "strict", False)
+            except UnicodeDecodeError:
+                self.sound = False
+                return
+            self._cut = bytes(piece[taken:])
 
 
-def _lines(blocks: Iterator[bytes], longest: int) -> Iterator[bytes | Skimmed]:
-    """Put together again what the blocks cut apart; a line that exceeds `longest` is skimmed instead.
+def _lines(blocks: Iterator[io.BytesIO], longest: int) -> Iterator[list[bytes] | Skimmed]:
+    """Put together again what the blocks cut apart, few lines at a time; one above `longest` is skimmed.
 
     Lines keep their newline. BytesIO finds it five times as fast as `bytes.split` does in long lines.
     """
     begun = _Begun(longest)
     for block in blocks:
-        pieces = io.BytesIO(block)
         if begun.size:
-            begun.add(pieces.readline())
+            begun.add(block.readline())
             if begun.whole:
                 yield begun.take()
-        for piece in pieces:
-            if piece[-1] == _LF:
-                yield piece
-            else:
-                begun.add(piece)
+        while lines := block.readlines(_BATCH):
+            if lines[-1][-1] != _LF:
+                begun.add(lines.pop())
+            yield lines
     if begun.size:
         yield begun.take()
 
@@ -295,9 +284,9 @@ class _Begun:
                 self._skimmed.add(part)
             self._pieces = []
 
-    def take(self) -> bytes | Skimmed:
+    def take(self) -> list[bytes] | Skimmed:
         """Return the line as far as it came, and begin the next."""
-        line = self._skimmed or b"".join(self._pieces)
+        line = self._skimmed or [b"".join(self._pieces)]
         if self._skimmed:
             self._skimmed.add(b"", last=True)
         self.size, self._pieces, self._skimmed = 0, [], None
@@ -316,7 +305,8 @@ class _Warned:
 class _Audit:
     """What the lines have shown so far. The way of a good line is kept short: there may be millions."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, level: Check, wanted: Wanted) -> None:
+        self.level = level
         self.wanted = wanted
         self.number = 0
         self.blank = 0
@@ -324,42 +314,24 @@ class _Audit:
         self.kinds: Counter[str] = Counter()
         self.models: dict[str, int] = {}
         self.warned: dict[str, _Warned] = {}
-        self.utf8 = _Utf8()
+        self._utf8 = _Utf8()
         self._ids: dict[str | bytes, int] = {}
 
-    def requests(self, lines: Iterator[bytes | Skimmed]) -> None:
-        """Hold each line against the rules for requests. A good one passes through this loop alone."""
-        ids, models, utf8 = self._ids, self.models, self.utf8
-        for self.number, line in enumerate(lines, 1):
-            if isinstance(line, Skimmed) or (request := recognise(line, utf8=utf8.sound)) is None:
-                self._explain_request(line)
-                continue
-            if line[-2] == _CR and line[-1] == _LF:  # half the price of endswith
-                self.warn("crlf")
-            custom_id, model = request.custom_id, request.body.model
-            if (
-                len(custom_id) > _LONGEST_KEPT_ID
-                or len(ids) >= MAX_IDS
-                or ids.setdefault(custom_id, self.number) != self.number
-            ):
-                self._identify(custom_id, line)
-            if model in models:
-                models[model] += 1
+    def read(self, blocks: Iterator[io.BytesIO], longest_line: int) -> _Read:
+        """Lead the blocks past all that look at them."""
+        read = _Read()
+        passing = _hashed(blocks, read)
+        if self.level is not Check.NONE:
+            passing = self._utf8.passing(passing)
+        hold = {Check.BATCH: self._requests, Check.JSONL: self._values, Check.NONE: self._count}[self.level]
+        for lines in _lines(passing, longest_line):
+            if isinstance(lines, Skimmed):
+                self._skim(lines)
             else:
-                self._count_model(model)
-
-    def values(self, lines: Iterator[bytes | Skimmed]) -> None:
-        """Hold each line against the rules for JSON."""
-        for self.number, line in enumerate(lines, 1):
-            if isinstance(line, Skimmed) or not is_json(line, utf8=self.utf8.sound):
-                self._explain(line, explain_json)
-            elif line.endswith(_CRLF):
-                self.warn("crlf")
-
-    def count(self, lines: Iterator[bytes | Skimmed]) -> None:
-        """Count the lines, whatever they hold."""
-        for self.number, line in enumerate(lines, 1):
-            self.blank += line.blank if isinstance(line, Skimmed) else is_blank(line)
+                hold(lines)
+        if not read.ends_line:
+            self.warn("no_final_newline")
+        return read
 
     def warn(self, reason: str) -> None:
         """Note something about the present line that hinders nothing."""
@@ -367,25 +339,66 @@ class _Audit:
             self.warned[reason] = _Warned(self.number)
         self.warned[reason].times += 1
 
-    def _explain_request(self, line: bytes | Skimmed) -> None:
+    def _requests(self, lines: list[bytes]) -> None:
+        """Hold each line against the rules for requests. A good one passes through this loop alone."""
+        models, sound = self.models, self._utf8.sound
+        first_line: Callable[[str, int], int] = self._first_line
+        if len(self._ids) + len(lines) <= MAX_IDS:
+            first_line = self._ids.setdefault  # the same, and quicker
+        for number, line in enumerate(lines, self.number + 1):
+            self.number = number
+            request = recognise(line) if sound or is_utf8(line) else None
+            if request is None:
+                self._explain_request(line)
+                continue
+            if line[-2] == _CR and line[-1] == _LF:  # half the price of endswith
+                self.warn("crlf")
+            custom_id = request.custom_id
+            if len(custom_id) > _LONGEST_KEPT_ID or first_line(custom_id, number) != number:
+                self._compare(custom_id, line)
+            model = request.body.model
+            if model in models:
+                models[model] += 1
+            else:
+                self._count_model(model)
+
+    def _values(self, lines: list[bytes]) -> None:
+        """Hold each line against the rules for JSON."""
+        sound = self._utf8.sound
+        for number, line in enumerate(lines, self.number + 1):
+            self.number = number
+            if not ((sound or is_utf8(line)) and is_json(line)):
+                self._explain(line, explain_json)
+            elif line.endswith(_CRLF):
+                self.warn("crlf")
+
+    def _count(self, lines: list[bytes]) -> None:
+        """Count the lines, whatever they hold."""
+        self.number += len(lines)
+        self.blank += sum(map(is_blank, lines))
+
+    def _skim(self, line: Skimmed) -> None:
+        self.number += 1
+        if line.blank:
+            self._pass_blank()
+        elif self.level is not Check.NONE:
+            self.warn("line_not_parsed")
+            self._found(line.breaches or line.misshapen(only_objects=self.level is Check.BATCH), None)
+
+    def _explain_request(self, line: bytes) -> None:
         explained = self._explain(line, explain)
-        if explained is None or isinstance(line, Skimmed):
+        if explained is None:
             return
         if explained.custom_id:
-            self._identify(explained.custom_id, line)
+            self._compare(explained.custom_id, line)
         if explained.odd_model:
             self.warn("model_invalid")
         elif not explained.breaches:
             self._count_model(explained.model)
 
-    def _explain(self, line: bytes | Skimmed, explain_line: Callable[[bytes], Explained]) -> Explained | None:
-        if line.blank if isinstance(line, Skimmed) else is_blank(line):
-            self.blank += 1
-            self.warn("blank_lines")
-            return None
-        if isinstance(line, Skimmed):
-            self.warn("line_not_parsed")
-            self._found(line.breaches or line.misshapen(only_objects=explain_line is explain), None)
+    def _explain(self, line: bytes, explain_line: Callable[[bytes], Explained]) -> Explained | None:
+        if is_blank(line):
+            self._pass_blank()
             return None
         if line.endswith(_CRLF):
             self.warn("crlf")
@@ -396,16 +409,26 @@ class _Audit:
         self.warn("line_not_parsed")
         return None
 
-    def _identify(self, custom_id: str, line: bytes) -> None:
+    def _pass_blank(self) -> None:
+        self.blank += 1
+        self.warn("blank_lines")
+
+    def _compare(self, custom_id: str, line: bytes) -> None:
+        """Find an id that an earlier line has used, too."""
         key = custom_id if len(custom_id) <= _LONGEST_KEPT_ID else _digest(custom_id)
-        first = self._ids.get(key)
-        if first is not None:
+        first = self._first_line(key, self.number)
+        if first != self.number:
             detail = f"custom_id {quoted(custom_id)} is also used in line {first}"
             self._found((Breach("custom_id_repeated", detail, ("custom_id",)),), line)
-        elif len(self._ids) < MAX_IDS:
-            self._ids[key] = self.number
-        elif "ids_not_compared" not in self.warned:
+
+    def _first_line(self, key: str | bytes, number: int) -> int:
+        """Return the line that has used this id first; the present one is remembered if it is the first."""
+        if len(self._ids) < MAX_IDS:
+            return self._ids.setdefault(key, number)
+        first = self._ids.get(key, number)
+        if first == number and "ids_not_compared" not in self.warned:
             self.warn("ids_not_compared")
+        return first
 
     def _count_model(self, model: str | None) -> None:
         if not model:
@@ -442,8 +465,8 @@ WARNINGS = {
 }
 
 
-def _checked(read: _Read, audit: _Audit, level: Check, *, max_bytes: int, max_lines: int) -> Checked:
-    limits = (0, 0) if level is Check.NONE else (max_bytes, max_lines)
+def _checked(read: _Read, audit: _Audit, *, max_bytes: int, max_lines: int) -> Checked:
+    limits = (0, 0) if audit.level is Check.NONE else (max_bytes, max_lines)
     lines = audit.number - audit.blank
     about_all = tuple(_file_findings(read.size, lines, *limits))
     findings = (*about_all, *audit.findings)[: audit.wanted.most]
@@ -455,7 +478,7 @@ def _checked(read: _Read, audit: _Audit, level: Check, *, max_bytes: int, max_li
         findings=findings,
         more=kinds.total() - len(findings),
         kinds=dict(kinds.most_common()),
-        warnings=() if level is Check.NONE else tuple(_warnings(audit)),
+        warnings=() if audit.level is Check.NONE else tuple(_warnings(audit)),
         models=audit.models,
     )
 

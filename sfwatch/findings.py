@@ -4,7 +4,7 @@ A request is recognised at the decoder's own speed (`recognise`, `is_json`); onl
 looked at again, slowly (`explain`, `explain_json`). A refusal alone condemns nothing: msgspec refuses lone
 surrogates, which are JSON, so `json.loads` has the last word. It takes too much on the other side: NaN and
 Infinity, and encodings other than UTF-8 when it is given bytes. msgspec in turn does not look at the bytes of
-fields that it skips, so UTF-8 is checked beforehand.
+fields that it skips, so UTF-8 is checked beforehand (`is_utf8`).
 """
 
 import codecs
@@ -84,27 +84,32 @@ decode_request = msgspec.json.Decoder(Request).decode
 _decode_any = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def recognise(line: bytes, *, utf8: bool = False) -> Request | None:
-    """Return the request if the line is beyond doubt a good one, else None: then `explain` knows more.
+def is_utf8(line: bytes) -> bool:
+    """Whether it can be decoded: msgspec does not look at all of it."""
+    try:
+        str(line, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
-    `utf8`: its bytes are known to be UTF-8.
+
+def recognise(line: bytes) -> Request | None:
+    """Return the request if the line, known to be UTF-8, is beyond doubt a good one, else None.
+
+    `explain` then knows more.
     """
     try:
-        if not (utf8 or line.isascii()):
-            str(line, "utf-8")
         request = decode_request(line)
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError):
         return None
     return request if request.body.messages[-1].role == "user" else None
 
 
-def is_json(line: bytes, *, utf8: bool = False) -> bool:
-    """Whether the line is beyond doubt one JSON value in UTF-8; if not, `explain_json` knows more."""
+def is_json(line: bytes) -> bool:
+    """Whether the line, known to be UTF-8, is beyond doubt one JSON value, else `explain_json` knows more."""
     try:
-        if not (utf8 or line.isascii()):
-            str(line, "utf-8")
         _decode_any(line)
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError):
         return False
     return True
 
