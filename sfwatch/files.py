@@ -180,8 +180,10 @@ def close(fd: int) -> None:
 
     Filesystems in user space may report one at any close. The descriptor is gone all the same, see close(2).
     """
-    with suppress(OSError):
+    try:
         os.close(fd)
+    except OSError:
+        return
 
 
 class Opened(Generic[Given]):

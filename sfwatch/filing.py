@@ -352,7 +352,7 @@ def _finished(
     detail: str | None = None,
 ) -> Outcome:
     """Say it, then finish the row: a crash in between repeats the event, it never omits it."""
-    path = ending.folder.joinpath(*files.parts(job.name)[:-1], known.target_name or "")
+    path = "/".join([str(ending.folder), *files.parts(job.name)[:-1], known.target_name or ""])
     said: dict[str, Any] = {
         "path": path,
         "attempts": known.attempts,
