@@ -188,13 +188,19 @@ class Daemon:
 
 
 def configuration(folder: Path, url: str, bundle: Path, *, inboxes: int, **settings: Any) -> Path:
-    """Write a configuration for a daemon that works below this folder."""
+    """Write a configuration for a daemon that works below this folder.
+
+    `inbox` holds settings of each inbox, `others` those of all but the first.
+    """
     for number in range(inboxes):
         (folder / f"in{number}" / "inbox").mkdir(parents=True, exist_ok=True)
-    inbox = settings.pop("inbox", {})
+    inbox, others = settings.pop("inbox", {}), settings.pop("others", {})
     content = {
         "api": {"base_url": url, "ca_bundle": str(bundle)},
-        "inboxes": [{"path": f"in{number}/inbox", "name": f"in{number}", **inbox} for number in range(inboxes)],
+        "inboxes": [
+            {"path": f"in{number}/inbox", "name": f"in{number}", **inbox, **(others if number else {})}
+            for number in range(inboxes)
+        ],
         "state_dir": "state",
         **settings,
     }
