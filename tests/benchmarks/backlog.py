@@ -61,8 +61,8 @@ def growing(it: lab.Daemon, backlog: Path, work: Path, most: int, files: int, ma
         cpu_ms, wall_ms = cost(it, work, files, marker)
         costs.append((cpu_ms, wall_ms))
         print(f"  {count:>7} wait: {cpu_ms:.2f} ms of processor time, {wall_ms:.2f} ms", flush=True)
-    for name, (first, *more) in zip(("processor time", "time"), zip(*costs, strict=True), strict=True):
-        print(f"  {name}, most against the first: {max(first, *more) / first:.2f}")
+    for name, values in zip(("processor time", "time"), zip(*costs, strict=True), strict=True):
+        print(f"  {name}, from least to most: {max(values) / min(values):.2f}")
 
 
 def waiting(it: lab.Daemon, before_mb: float, count: int, watched_s: float) -> None:

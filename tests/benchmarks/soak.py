@@ -1,9 +1,9 @@
 """50,000 files through one process: memory, descriptors and threads stay flat.
 
-The files are small and come in waves, as through a day; some are refused for faults of their own. Answers take a
-moment, so that all connections are opened at the start: one for each upload at once. What counts is each later
-measure against the one after the files that warm up. Threads may still be missing there, since the two workers to
-spare begin when nobody else is free, which may be late; so their bound is printed as well.
+The files are small and come in waves, as through a day; some are refused for faults of their own. Answers take
+a moment, so that all connections are opened at the start, one for each upload at once. What counts is each
+later measure against the one after the files that warm up. Threads may still be missing there, since the two
+workers to spare begin when nobody else is free, which may be late; so their bound is printed as well.
 """
 
 import sys
