@@ -105,7 +105,7 @@ class Form:
         self._head = _head(boundary, purpose, remote_name)
         self._tail = f"\r\n--{boundary}--\r\n".encode("ascii")
         self._digest = hashlib.sha256()
-        self._pieces = self._produce()
+        self._pieces = self._at_once() if size <= BLOCK else self._in_blocks()
         self.reins = reins
         self.content_type = f"multipart/form-data; boundary={boundary}"
         self.sent = 0
@@ -125,18 +125,15 @@ class Form:
         """Digest of the file's bytes, once all are out."""
         return self._digest.hexdigest() if self.sent_all else None
 
-    def _produce(self) -> Generator[bytes | memoryview]:
-        yield from self._at_once() if self._size <= BLOCK else self._in_blocks()
-        self.sent_all = True
-
-    def _at_once(self) -> Iterator[bytes]:
+    def _at_once(self) -> Generator[bytes]:
         data = self._fill(memoryview(bytearray(self._size)), 0)
         self._approve()
         self.reins.wait_for(self._size)
         yield b"".join((self._head, data, self._tail))
         self._went_out(self._size)
+        self.sent_all = True
 
-    def _in_blocks(self) -> Iterator[bytes | memoryview]:
+    def _in_blocks(self) -> Generator[bytes | memoryview]:
         yield self._head
         with ThreadPoolExecutor(1, thread_name_prefix="sfwatch-read-ahead") as helper:
             for block in self._blocks(helper):
@@ -146,6 +143,7 @@ class Form:
         self._approve()
         self.reins.check()
         yield self._tail
+        self.sent_all = True
 
     def _blocks(self, helper: ThreadPoolExecutor) -> Iterator[memoryview]:
         # Anonymous mappings: reading into a bytearray of this size costs half a second a gigabyte on some

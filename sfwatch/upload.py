@@ -14,29 +14,24 @@ import re
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
-import requests
+import urllib3
 import urllib3.exceptions
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
 
 from sfwatch.form import BrokenOff, Form, Pace, Reins
 from sfwatch.settings import Api
 from sfwatch.verdict import Answer, Attempt, Trouble, printable
-from sfwatch.wire import Adapter, Failure, Terms, plain, read_answer
+from sfwatch.wire import Adapter, Failure, plain
 
-__all__ = ["ANSWER_LIMIT", "LISTING_LIMIT", "Client", "Pace"]
+__all__ = ["Client", "Pace"]
 
-ANSWER_LIMIT = 64 * 1024
-"""Bytes of an upload's answer that are read."""
-
-LISTING_LIMIT = 8 * 1024 * 1024
-"""Bytes of a listing that are read."""
-
+_ONCE = urllib3.Retry(0, read=False)
+_AS_IT_IS: dict[str, Any] = {"retries": _ONCE, "redirect": False, "assert_same_host": False}
 _TELLING = 8  # shorter "keys", as tests use them, occur in any text
 _FOUND_THE_HOST = (Trouble.CONNECT, Trouble.RESET, Trouble.STALLED, Trouble.CUT)
 
@@ -52,11 +47,13 @@ class Client:
         self._api = api
         self._connections = connections
         self._url = api.base_url.rstrip("/") + "/files"
-        self._user_agent = user_agent
         self._proxies = get_environ_proxies(self._url)
         self._bundle = api.ca_bundle or _bundle_of_the_environment()
-        self._adapter: Adapter | None = None
-        self.host = urlsplit(self._url).netloc.rpartition("@")[2]
+        self._timeout = urllib3.Timeout(connect=api.connect_timeout_s, read=api.read_timeout_s)
+        self._way: tuple[urllib3.HTTPConnectionPool, str] | None = None
+        self.host = urlsplit(self._url).netloc
+        host = self.host.removesuffix(":443" if self._url.startswith("https:") else ":80")
+        self._fields = {"Host": host, "Accept-Encoding": "identity", "User-Agent": user_agent}
         self.resolved = False
 
     def send(
@@ -85,70 +82,55 @@ class Client:
         reins = Reins(progress, stop, max_rate, approve, moved)
         form = Form(fd, size, purpose=purpose, remote_name=remote_name, reins=reins)
         with contextlib.closing(form):
-            request = self._request("POST", key, headers={"Content-Type": form.content_type}, data=form)
-            attempt = self._exchange(request, key, ANSWER_LIMIT)
-        return replace(attempt, sent_all=form.sent_all, sent=form.sent, sha256=form.sha256)
+            return self._exchange("POST", "", key, form)
 
     def list_files(self, *, purpose: str, limit: int, key: str) -> Attempt:
         """Ask what the service has: `limit` entries at most."""
-        request = self._request("GET", key, params={"purpose": purpose, "limit": str(limit)})
-        return self._exchange(request, key, LISTING_LIMIT)
+        return self._exchange("GET", "?" + urlencode({"purpose": purpose, "limit": limit}), key, None)
 
     def close(self) -> None:
         """Close the connections at rest; those at work close when they are done."""
-        adapter, self._adapter = self._adapter, None
-        if adapter:
-            adapter.close()
+        way, self._way = self._way, None
+        if way:
+            way[0].close()
 
-    def _request(self, method: str, key: str, **parts: Any) -> requests.PreparedRequest:
-        if not (key.isascii() and key.isprintable() and key == key.strip() != ""):
-            raise ValueError("the key has characters that cannot stand in a header")  # never quote it
-        request = requests.Request(method, self._url, **parts).prepare()
-        request.headers["User-Agent"] = self._user_agent
-        request.headers["Authorization"] = f"Bearer {key}"
-        return request
-
-    def _exchange(self, request: requests.PreparedRequest, key: str, limit: int) -> Attempt:
+    def _exchange(self, method: str, query: str, key: str, form: Form | None) -> Attempt:
+        fields = self._fields | {"Authorization": f"Bearer {_fit(key)}"}
+        if form is not None:
+            fields |= {"Content-Type": form.content_type, "Content-Length": str(len(form))}
+        answer, trouble, detail = None, None, ""
         began = time.monotonic()
-        answer, trouble, detail = self._outcome(request, limit)
-        attempt = Attempt(
-            sent_all=True,
-            sent=0,
-            sha256=None,
-            answer=answer,
+        try:
+            answer = self._answer_to(method, query, fields, form)
+            self.resolved = True
+        except Failure as failure:
+            answer, trouble, detail = failure.answer, failure.trouble, str(failure)
+            self._learn(trouble)
+        except BrokenOff as why:
+            trouble, detail = Trouble.ABORTED, str(why)
+        return Attempt(
+            sent_all=form is None or form.sent_all,
+            sent=0 if form is None else form.sent,
+            sha256=None if form is None else form.sha256,
+            answer=answer and _rewritten(answer, key),
             trouble=trouble,
-            detail=detail,
+            detail=_without(key, detail),
             duration_s=time.monotonic() - began,
         )
-        return _without(key, attempt)
 
-    def _outcome(
-        self, request: requests.PreparedRequest, limit: int
-    ) -> tuple[Answer | None, Trouble | None, str]:
+    def _answer_to(self, method: str, query: str, fields: dict[str, str], form: Any) -> Answer | None:
+        way = self._way
+        if (
+            way is None
+        ):  # two threads may both make one: the one that is forgotten closes with its last connection
+            adapter = Adapter(self._connections, self._tls_context())
+            terms = {"told_as": self.host, "read_timeout_s": self._api.read_timeout_s}
+            way = self._way = adapter.way_to(self._url, self._proxies, **terms)
         try:
-            with contextlib.closing(self._send(request)) as response:
-                answer = read_answer(response, limit, self.host)
-        except Failure as failure:
-            self._learn(failure.trouble)
-            return failure.answer, failure.trouble, str(failure)
-        self.resolved = True
-        return answer, None, ""
-
-    def _send(self, request: requests.PreparedRequest) -> requests.Response:
-        timeouts = (self._api.connect_timeout_s, self._api.read_timeout_s)
-        try:
-            return self._connected().send(request, stream=True, timeout=timeouts, proxies=self._proxies)
-        except BrokenOff as why:
-            raise Failure(Trouble.ABORTED, str(why)) from why
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise Failure(Trouble.CUT, f"the answer of {self.host} is no HTTP: {plain(error)}") from error
-
-    def _connected(self) -> Adapter:
-        # Two threads may both make one: the one that is forgotten closes with its last connection.
-        if self._adapter is None:
-            terms = Terms(self.host, self._api.read_timeout_s)
-            self._adapter = Adapter(self._connections, terms, self._tls_context())
-        return self._adapter
+            came: Any = way[0].urlopen(method, way[1] + query, form, fields, timeout=self._timeout, **_AS_IT_IS)
+        except urllib3.exceptions.ClosedPoolError:  # by another thread, just now: nothing went out
+            return self._answer_to(method, query, fields, form)
+        return came.answer  # type: ignore[no-any-return]  # it is a `Reply`
 
     def _tls_context(self) -> ssl.SSLContext | None:
         if not self._url.startswith("https:"):
@@ -164,6 +146,12 @@ class Client:
             self.close()  # the CA bundle is read anew for the next attempt: somebody may have mended it
         if trouble in _FOUND_THE_HOST:
             self.resolved = True
+
+
+def _fit(key: str) -> str:
+    if not (key.isascii() and key.isprintable() and key == key.strip() != ""):
+        raise ValueError("the key has characters that cannot stand in a header")  # never quote it
+    return key
 
 
 def _bundle_of_the_environment() -> str | None:
@@ -183,26 +171,30 @@ def _has_system_store() -> bool:
     return bool(paths.cafile or paths.capath)
 
 
-def _without(key: str, attempt: Attempt) -> Attempt:
-    """The attempt as it may be told: some services and gateways repeat the key that they were given."""
-    if len(key) < _TELLING:
-        return attempt
-    hide = partial(_writings_of(key).sub, "***")
-    answer = attempt.answer and _rewritten(attempt.answer, hide)
-    return replace(attempt, answer=answer, detail=hide(attempt.detail))
-
-
-def _rewritten(answer: Answer, hide: Callable[[str], str]) -> Answer:
-    return replace(
-        answer,
-        body=hide(answer.body.decode("latin-1")).encode("latin-1"),
-        trace_id=answer.trace_id and hide(answer.trace_id),
-        location=answer.location and hide(answer.location),
-        retry_after=answer.retry_after and hide(answer.retry_after),
-        content_type=answer.content_type and hide(answer.content_type),
+def _rewritten(answer: Answer, key: str) -> Answer:
+    """The answer as it may be told: some services and gateways repeat the key that they were given."""
+    return Answer(
+        status=answer.status,
+        body=_without(key, answer.body.decode("latin-1")).encode("latin-1"),
+        retry_after=answer.retry_after and _without(key, answer.retry_after),
+        trace_id=answer.trace_id and _without(key, answer.trace_id),
+        date=answer.date,
+        location=answer.location and _without(key, answer.location),
+        content_type=answer.content_type and _without(key, answer.content_type),
     )
 
 
+def _without(key: str, text: str) -> str:
+    return _writings_of(key).sub("***", text) if len(key) >= _TELLING else text
+
+
+@lru_cache(maxsize=16)  # made anew it costs as much as a request
 def _writings_of(key: str) -> re.Pattern[str]:
     """The key as it is, and as encoders of JSON and of addresses may write any of its characters."""
-    return re.compile("".join(rf"(?:\\?{re.escape(c)}|(?:\\u00|%)(?i:{ord(c):02x}))" for c in key))
+    return re.compile("".join(map(_writings_of_one, key)))
+
+
+def _writings_of_one(c: str) -> str:
+    # Each way begins with a character of its own: so most of a text is passed over at once.
+    plain, code = re.escape(c), f"(?i:{ord(c):02x})"
+    return rf"(?:{plain}|\\{plain}|\\u00{code}|%{code})"

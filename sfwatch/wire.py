@@ -4,26 +4,24 @@ What `urllib3` and `http.client` do not do by themselves, and where it is done h
 
 - A service may refuse early and hang up while the body is still going out: `Connection._push` looks for an
   answer between any two writes; one that is there ends the sending and is read.
-- The connect timeout would stay on the socket while the body is sent: `Connection.request` replaces it.
-- Timeouts count from byte to byte, so a server that drips never runs into one: `_Deadline` bounds all of an
-  answer.
-- Of interim answers (1xx) `http.client` passes over 100 only: `_Reply.begin` passes over all.
-- Headers that were cut off pass for whole ones: `_Reply.has_whole_head` tells.
+- Timeouts count from byte to byte, so a server that drips never runs into one: once connected, a socket does
+  not block, and `Connection._wait` bounds all of an answer.
+- To write a request and to read its answer takes them longer than all the rest of a small upload:
+  `Connection` writes its own head, and `Incoming` reads the answer, strictly and past all interim ones (1xx).
 - A kept connection may be closed by the service just when it is used again: it is used for `IDLE_S` only.
 - A CA bundle is loaded for each connection (30 ms): all connections of an `Adapter` share one TLS context.
 """
 
-import http
+import contextlib
 import http.client
-import io
 import math
 import re
 import select
 import socket
 import ssl
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,21 +29,35 @@ import requests
 import urllib3.connection
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool
 
-from sfwatch.form import BLOCK, SLICE_S, Form
+from sfwatch.form import BLOCK, SLICE_S, Form, Reins
 from sfwatch.verdict import Answer, Trouble, printable
 
-EARLY_LIMIT = 64 * 1024
-"""Bytes that are read to find out whether they begin an answer."""
+ANSWER_LIMIT = 64 * 1024
+"""Bytes of an upload's answer that are read."""
+
+LISTING_LIMIT = 8 * 1024 * 1024
+"""Bytes of a listing that are read."""
 
 IDLE_S = 15.0
 """Kept connections rest no longer: servers close theirs after a minute or so, and a request that crosses
 with that leaves everybody guessing whether it was served."""
 
+_FIELDS_LIMIT = 100
 _HEADER_LIMIT = 1000
 _SAID_LIMIT = 300
+_PIECE = (
+    64 * 1024
+)  # no line is longer; and more than a TLS record, of which nothing must be left unseen by polls
 _HUNG_UP = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+_TEXT = r"[^\x00-\x08\x0a-\x1f\x7f]*"
+_STATUS_LINE = re.compile(rf"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: {_TEXT})?")
+_FIELD = re.compile(rf"(?:([!#-'*+.^-z|~0-9A-Z-]+):|[ \t])({_TEXT})")  # else it continues the one before
+_LENGTH = re.compile(r"([0-9]{1,15})(?:, *\1)*")
+_CHUNK = re.compile(rf"([0-9A-Fa-f]{{1,15}})[ \t]*(?:;{_TEXT})?")
 
 
 class Failure(Exception):  # noqa: N818 - it ends an exchange, and is no error of ours
@@ -57,26 +69,14 @@ class Failure(Exception):  # noqa: N818 - it ends an exchange, and is no error o
         self.answer = answer
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a connection has to know of its target."""
-
-    host: str
-    read_timeout_s: float
-
-
 # --- many connections ------------------------------------------------------------------------------------
 
 
 class Adapter(HTTPAdapter):
-    """Makes and keeps `Connection`s, directly or through an HTTP proxy. Its `send` raises `Failure`."""
+    """Finds the way to a target, directly or through an HTTP proxy. All on it ends in `Failure`."""
 
-    def __init__(self, connections: int, terms: Terms, context: ssl.SSLContext | None) -> None:
+    def __init__(self, connections: int, context: ssl.SSLContext | None) -> None:
         self._context = context
-        self._classes: dict[str | None, Any] = {
-            "http": partial(Connection, terms=terms),
-            "https": partial(_TlsConnection, terms=terms),
-        }
         super().__init__(pool_connections=1, pool_maxsize=connections)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
@@ -88,17 +88,16 @@ class Adapter(HTTPAdapter):
         context = self._context
         return super().proxy_manager_for(proxy, ssl_context=context, proxy_ssl_context=context, **options)
 
-    def cert_verify(self, *_: Any) -> None:
-        """Do nothing: the context verifies."""
-
-    def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+    def way_to(self, url: str, proxies: dict[str, str], **terms: Any) -> tuple[HTTPConnectionPool, str]:
+        """The pool of connections for `url`, whose `urlopen` returns a `Reply`, and what to ask it for."""
+        request = requests.Request("POST", url).prepare()
         try:
-            pool: Any = super().get_connection_with_tls_context(*args, **options)
+            pool: Any = self.get_connection_with_tls_context(request, verify=True, proxies=proxies)
         except (TypeError, ValueError) as error:  # whose texts may quote the proxy's password
             detail = "the proxy settings are of no use: http_proxy or https_proxy names no HTTP proxy"
             raise Failure(Trouble.PROXY, detail) from error
-        pool.ConnectionCls = self._classes[pool.scheme]
-        return pool
+        pool.ConnectionCls = partial(_CLASSES[pool.scheme], **terms)
+        return pool, self.request_url(request, proxies)
 
 
 # --- one connection --------------------------------------------------------------------------------------
@@ -111,10 +110,11 @@ class _Answered(Exception):  # noqa: N818 - no error: the sending is over before
 class Connection(urllib3.connection.HTTPConnection):
     """Sends a `Form` and looks for an early answer meanwhile. Each of its steps raises `Failure`."""
 
-    def __init__(self, *args: Any, terms: Terms, **options: Any) -> None:
+    def __init__(self, *args: Any, told_as: str, read_timeout_s: float, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._terms = terms
-        self._form: Form | None = None  # while it is sent
+        self._told_as = told_as
+        self._read_timeout_s = read_timeout_s
+        self._limit = 0
         self._early = b""
         self._broken_off = False
         self._used_at = -math.inf
@@ -128,9 +128,10 @@ class Connection(urllib3.connection.HTTPConnection):
             super().connect()
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             raise self._unconnected(error.__cause__ or error) from error
+        self.sock.settimeout(0.0)  # `_wait` does all waiting from here on
 
     def _unconnected(self, why: BaseException) -> Failure:
-        host = self._terms.host
+        host = self._told_as
         if isinstance(why, ssl.SSLCertVerificationError):
             said = printable(why.verify_message, _SAID_LIMIT)
             return Failure(Trouble.CERTIFICATE, f"the certificate of {host} does not verify: {said}")
@@ -141,105 +142,263 @@ class Connection(urllib3.connection.HTTPConnection):
             return Failure(Trouble.RESOLVE, f"the name of {host} does not resolve: {plain(why)}")
         return Failure(Trouble.CONNECT, f"no connection to {host}: {plain(why)}")
 
-    def request(self, method: str, url: str, body: Any = None, headers: Any = None, **options: Any) -> None:
+    def request(self, method: str, url: str, body: Any = None, headers: Any = None, **_options: Any) -> None:
         self._early, self._broken_off = b"", False
+        self._limit = LISTING_LIMIT if body is None else ANSWER_LIMIT
         if self.sock is None:
             self.connect()
-        self._form = body if isinstance(body, Form) else None
-        # Else the connect timeout would hold for the body. Zero: `_push` waits itself.
-        self.timeout = 0.0 if self._pushes() else self._terms.read_timeout_s
         try:
-            super().request(method, url, body, headers, **options)
+            self._send(_head(method, url, headers), body)
         except (_Answered, *_HUNG_UP):
             self._broken_off = True  # its answer, if there is one, comes next
         except TimeoutError as error:
-            detail = f"{self._terms.host} took no more bytes for {self._terms.read_timeout_s:g} s"
+            detail = f"{self._told_as} took no more bytes for {self._read_timeout_s:g} s"
             raise Failure(Trouble.STALLED, detail) from error
         except OSError as error:
-            raise self._reset(error) from error
-        finally:
-            self._form = None
+            raise self._unanswered(error, None) from error
 
-    def _pushes(self) -> bool:
-        # TLS through a TLS proxy has no real socket: it gets plain writes.
-        return self._form is not None and isinstance(self.sock, socket.socket)
+    def _send(self, head: bytes, form: Form | None) -> None:
+        reins = Reins() if form is None else form.reins
+        pieces = iter(() if form is None else form)
+        first = memoryview(b"".join((head, next(pieces, b""))))
+        given = self._give(first[:BLOCK], reins)  # without a look: nobody answers before the first byte
+        self._push(first[given:], reins)
+        for piece in pieces:
+            self._push(memoryview(piece), reins)
 
-    def send(self, data: Any) -> None:
-        if self._pushes():
-            self._push(memoryview(data))
-        else:
-            super().send(data)
-            if self._form is not None:
-                self._form.reins.stir()
-
-    def _push(self, data: memoryview) -> None:
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN | select.POLLOUT)
+    def _push(self, data: memoryview, reins: Reins) -> None:
+        moved_at = time.monotonic()
         while data:
-            if self._wait(poll) != select.POLLOUT:
+            reins.check()
+            ready = self._wait(select.POLLIN | select.POLLOUT, moved_at + self._read_timeout_s, SLICE_S)
+            if ready & ~select.POLLOUT:
                 self._look_for_answer()
-            given = self._give(data[:BLOCK])
-            if given:
-                self._form.reins.stir()  # type: ignore[union-attr]  # there is one while it is sent
-            data = data[given:]
+            if ready and (given := self._give(data[:BLOCK], reins)):
+                moved_at = time.monotonic()
+                data = data[given:]
 
-    def _wait(self, poll: select.poll) -> int:
-        until = time.monotonic() + self._terms.read_timeout_s
-        while (left := until - time.monotonic()) > 0:
-            self._form.reins.check()  # type: ignore[union-attr]  # there is one while it is sent
-            if events := poll.poll(min(left, SLICE_S) * 1000):
-                return events[0][1]
-        raise TimeoutError
+    def _wait(self, events: int, until: float, at_most_s: float = math.inf) -> int:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        poll = select.poll()
+        poll.register(self.sock, events)
+        ready = poll.poll(min(left, at_most_s) * 1000)
+        return ready[0][1] if ready else 0
 
-    def _give(self, data: memoryview) -> int:
+    def _give(self, data: memoryview, reins: Reins) -> int:
         try:
-            return self.sock.send(data)
+            given = self._write(data)
         except _WOULD_BLOCK:
             return 0
+        reins.stir()
+        return given
+
+    def _write(self, data: memoryview) -> int:
+        if isinstance(self.sock, socket.socket):
+            return self.sock.send(data)
+        self.sock.settimeout(self._read_timeout_s)  # TLS through a TLS proxy can't write a part
+        self.sock.sendall(data)
+        self.sock.settimeout(0.0)
+        return len(data)
 
     def _look_for_answer(self) -> None:
         # Readable need not mean an answer: TLS 1.3 sends its session tickets at this time.
         try:
-            data = self.sock.recv(EARLY_LIMIT)
+            data = self.sock.recv(_PIECE)
         except _WOULD_BLOCK:
             return
         self._early += data
-        if not data or begins_answer(self._early) or len(self._early) > EARLY_LIMIT:
+        if not data or begins_answer(self._early) or len(self._early) > _PIECE:
             raise _Answered
 
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself does
+    def getresponse(self) -> "Reply":  # type: ignore[override]  # as urllib3 itself does
         self._used_at = time.monotonic()
-        self.response_class = self._new_reply  # type: ignore[assignment]  # it makes one, all the same
-        host, within_s = self._terms.host, self._terms.read_timeout_s
+        until = self._used_at + self._read_timeout_s
+        incoming = Incoming(partial(self._receive, until), self._early, self._limit)
         try:
-            return self._whole(super().getresponse())
-        except TimeoutError as error:
-            raise Failure(Trouble.STALLED, f"{host} gave no answer within {within_s:g} s") from error
-        except OSError as error:
-            raise self._reset(error) from error
-        except (http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
-            raise Failure(Trouble.CUT, f"the answer of {host} is no HTTP: {plain(error)}") from error
-        finally:
-            self.response_class = http.client.HTTPResponse  # a proxy's answer to CONNECT is read by it too
+            if not self._early:
+                self._wait(select.POLLIN, until)
+            incoming.read()
+        except (OSError, EOFError, Unread) as error:
+            raise self._unanswered(error, incoming.answer) from error
+        if self._broken_off or not incoming.leaves_open:
+            self.close()
+        return Reply(incoming)
 
-    def _new_reply(self, sock: socket.socket, *args: Any, **options: Any) -> "_Reply":
-        wire = _Deadline(sock, self._early, self._terms.read_timeout_s)
-        self._reply = _Reply(sock, *args, wire=wire, last=self._broken_off, **options)
-        return self._reply
+    def _receive(self, until: float) -> bytes:
+        while time.monotonic() < until:  # also for those who never cease to send
+            try:
+                return self.sock.recv(_PIECE)
+            except _WOULD_BLOCK:
+                self._wait(select.POLLIN, until)
+        raise TimeoutError
 
-    def _whole(self, response: urllib3.HTTPResponse) -> urllib3.HTTPResponse:
-        if self._reply.has_whole_head:
-            return response
-        detail = f"the answer of {self._terms.host} broke off within its headers"
-        raise Failure(Trouble.CUT, detail, _answer(response.status, response.headers, b""))
-
-    def _reset(self, error: OSError) -> Failure:
-        detail = f"{self._terms.host} broke the connection off without an answer: {plain(error)}"
-        return Failure(Trouble.RESET, detail)
+    def _unanswered(self, why: Exception, came: Answer | None) -> Failure:
+        host = self._told_as
+        if isinstance(why, Unread):
+            return Failure(Trouble.CUT, f"the answer of {host} {plain(why)}", came)
+        if isinstance(why, TimeoutError) and came:
+            return Failure(Trouble.STALLED, f"{host} did not come to the end of its answer in time", came)
+        if isinstance(why, TimeoutError):
+            detail = f"{host} gave no answer within {self._read_timeout_s:g} s"
+            return Failure(Trouble.STALLED, detail)
+        if came:
+            return Failure(Trouble.CUT, f"the answer of {host} broke off: {plain(why)}", came)
+        return Failure(Trouble.RESET, f"{host} broke the connection off without an answer: {plain(why)}")
 
 
 class _TlsConnection(Connection, urllib3.connection.HTTPSConnection):
     """The same over TLS."""
+
+
+_CLASSES: dict[str | None, type[Connection]] = {"http": Connection, "https": _TlsConnection}
+
+
+def _head(method: str, target: str, fields: Mapping[str, str]) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in fields.items()]]
+    text = "".join(lines)
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("the request has characters that cannot stand in its head")  # one line is the key's
+    return "\r\n".join((*lines, "", "")).encode("ascii")
+
+
+# --- what comes back -------------------------------------------------------------------------------------
+
+
+class Reply(urllib3.HTTPResponse):
+    """An answer for `urlopen`, which is to do nothing about it, and so is shown the status only."""
+
+    def __init__(self, incoming: "Incoming") -> None:
+        super().__init__(status=incoming.status, preload_content=False)
+        self.answer = incoming.answer
+
+
+class Unread(Exception):  # noqa: N818 - it ends an answer, and is no error of ours
+    """What hinders the reading of an answer, told as what this does."""
+
+
+class Incoming:
+    """An answer as it comes, from who `receive`s its bytes (none at the end) after those that `came` before.
+
+    `read` raises `Unread`, EOFError and what `receive` raises; `answer` is then the part that came.
+    """
+
+    def __init__(self, receive: Callable[[], bytes], came: bytes, limit: int) -> None:
+        self._receive = receive
+        self._came = bytearray(came)
+        self._limit = limit
+        self._body = bytearray()
+        self.leaves_open = False  # whether the connection can be used again
+        self.status = 0  # until there is a head
+        self._headers: dict[str, str] = {}  # by their names in lower case
+
+    def read(self) -> None:
+        """Read the whole answer, past the interim ones before it."""
+        while not self.status:
+            self._read_head()
+        coding = self._headers.get("transfer-encoding", "identity").lower()
+        if self.status in (204, 304):
+            pass  # they have no body
+        elif coding == "chunked":
+            self.leaves_open &= "content-length" not in self._headers  # who says both may mean the other
+            self._read_chunks()
+        elif coding != "identity":
+            raise Unread(f"is no HTTP: Transfer-Encoding: {coding}")
+        elif "content-length" in self._headers:
+            self._take(_number(_LENGTH, self._headers["content-length"], 10))
+        else:
+            self.leaves_open = False
+            with contextlib.suppress(EOFError):
+                self._take(sys.maxsize)
+        self.leaves_open &= not self._came
+
+    @property
+    def answer(self) -> Answer | None:
+        """What came: nothing before its head was there, or broke off."""
+        if not self.status:
+            return None
+        headers = {name: value[:_HEADER_LIMIT] for name, value in self._headers.items()}
+        return Answer(
+            status=self.status,
+            body=bytes(self._body[: self._limit]),
+            retry_after=headers.get("retry-after"),
+            trace_id=headers.get("x-siliconcloud-trace-id"),
+            date=headers.get("date"),
+            location=headers.get("location"),
+            content_type=headers.get("content-type"),
+        )
+
+    def _read_head(self) -> None:
+        line = self._line()
+        begun = _STATUS_LINE.fullmatch(line)
+        if not begun:
+            raise Unread(f"is no HTTP: {line}")
+        status = int(begun[2])
+        try:
+            self._read_fields()
+        except (ConnectionError, EOFError) as error:
+            self.status = status
+            raise Unread("broke off within its headers") from error
+        if status >= 200:
+            self.status = status
+        wish = self._headers.get("connection", "").lower()
+        self.leaves_open = "keep-alive" in wish if begun[1] == "0" else "close" not in wish
+
+    def _read_fields(self) -> None:
+        self._headers, name = {}, ""
+        for _ in range(_FIELDS_LIMIT + 1):
+            line = self._line()
+            if not line:
+                return
+            field = _FIELD.fullmatch(line)
+            if not field:
+                raise Unread(f"is no HTTP: {line}")
+            joint, value = ", " if field[1] else " ", field[2].strip(" \t")
+            name = field[1].lower() if field[1] else name
+            self._headers[name] = f"{self._headers[name]}{joint}{value}" if name in self._headers else value
+        raise Unread(f"is no HTTP: it has more than {_FIELDS_LIMIT} headers")
+
+    def _read_chunks(self) -> None:
+        while size := _number(_CHUNK, self._line(), 16):
+            self._take(size)
+            if self._line():
+                raise Unread("is no HTTP: a chunk is longer than it says")
+        while self._line():
+            pass  # trailers
+
+    def _take(self, n: int) -> None:
+        while n > 0:
+            if not self._came:
+                self._more()
+            piece = self._came[:n]
+            del self._came[:n]
+            self._body += piece
+            n -= len(piece)
+            if len(self._body) > self._limit:
+                raise Unread(f"is longer than {self._limit} bytes")
+
+    def _line(self) -> str:
+        while (end := self._came.find(b"\n")) < 0 and len(self._came) <= _PIECE:
+            self._more()
+        if not 0 <= end <= _PIECE:
+            raise Unread(f"is no HTTP: it has a line of more than {_PIECE} bytes")
+        line = self._came[:end].removesuffix(b"\r").decode("latin-1")
+        del self._came[: end + 1]
+        return line
+
+    def _more(self) -> None:
+        data = self._receive()
+        if not data:
+            raise EOFError("the connection was closed")
+        self._came += data
+
+
+def _number(form: re.Pattern[str], text: str, base: int) -> int:
+    found = form.fullmatch(text)
+    if not found:
+        raise Unread(f"is no HTTP: its length is {text}")
+    return int(found[1], base)
 
 
 def begins_answer(data: bytes) -> bool:
@@ -247,108 +406,6 @@ def begins_answer(data: bytes) -> bool:
     while data[9:10] == b"1":
         _, _, data = data.partition(b"\r\n\r\n")
     return len(data) > len(b"HTTP/1.1 ")
-
-
-# --- what comes back -------------------------------------------------------------------------------------
-
-
-class _Reply(http.client.HTTPResponse):
-    """An answer that is bounded in time, passes over all 1xx, and knows whether its headers are whole."""
-
-    def __init__(self, sock: socket.socket, *args: Any, wire: "_Deadline", last: bool, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self.fp.close()  # its own way of reading from the socket
-        self.fp = self._lines = _Lines(wire)
-        self._last = last
-
-    def begin(self) -> None:
-        super().begin()
-        while http.HTTPStatus.SWITCHING_PROTOCOLS < self.status < http.HTTPStatus.OK and self.has_whole_head:
-            self.headers = self.msg = None  # type: ignore[assignment]  # begin() is done once there are headers
-            super().begin()
-        if self._last:
-            self.will_close = True
-
-    @property
-    def has_whole_head(self) -> bool:
-        return self._lines.last in (b"\r\n", b"\n")
-
-
-class _Lines(io.BufferedReader):
-    """Remembers the last line: headers end with an empty one, unless they were cut off."""
-
-    last = b""
-
-    def readline(self, size: int | None = -1) -> bytes:
-        self.last = super().readline(size)
-        return self.last
-
-
-class _Deadline(io.RawIOBase):
-    """The bytes of an answer, first those that were read already, and none after the deadline."""
-
-    def __init__(self, sock: socket.socket, early: bytes, within_s: float) -> None:
-        self._sock = sock
-        self._wire: io.RawIOBase = sock.makefile("rb", buffering=0)
-        self._early = early
-        self._until = time.monotonic() + within_s
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        if self._early:
-            n = min(len(buffer), len(self._early))
-            buffer[:n], self._early = self._early[:n], self._early[n:]
-            return n
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the answer took too long")
-        self._sock.settimeout(left)
-        return self._wire.readinto(buffer)
-
-    def close(self) -> None:
-        self._wire.close()
-        super().close()
-
-
-def read_answer(response: requests.Response, limit: int, host: str) -> Answer:
-    """Read the answer to its end. Raises `Failure`, with what came, if that is not within `limit` bytes."""
-    body = bytearray()
-    try:
-        _read_into(body, response.raw, limit, host)
-    except Failure as failure:
-        failure.answer = _answer(response.status_code, response.headers, bytes(body[:limit]))
-        raise
-    return _answer(response.status_code, response.headers, bytes(body))
-
-
-def _read_into(body: bytearray, raw: Any, limit: int, host: str) -> None:
-    try:
-        while piece := raw.read1(BLOCK, decode_content=False):
-            body += piece
-            if len(body) > limit:
-                raise Failure(Trouble.CUT, f"the answer of {host} is longer than {limit} bytes")
-    except urllib3.exceptions.ReadTimeoutError as error:
-        raise Failure(Trouble.STALLED, f"{host} did not come to the end of its answer in time") from error
-    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
-        raise Failure(Trouble.CUT, f"the answer of {host} broke off: {plain(error)}") from error
-
-
-def _answer(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
-    def header(name: str) -> str | None:
-        value = headers.get(name)
-        return None if value is None else value[:_HEADER_LIMIT]
-
-    return Answer(
-        status=status,
-        body=body,
-        retry_after=header("Retry-After"),
-        trace_id=header("x-siliconcloud-trace-id"),
-        date=header("Date"),
-        location=header("Location"),
-        content_type=header("Content-Type"),
-    )
 
 
 def plain(error: BaseException) -> str:

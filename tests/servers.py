@@ -206,8 +206,15 @@ class Proxy(Server):
             if line.startswith("CONNECT"):
                 wire.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
-                onward.sendall(head.replace(f"http://{line.split('/')[2]}".encode(), b"", 1))
+                onward.sendall(
+                    head.replace(f"http://{line.split('/')[2]}".encode(), b"", 1) + _deciphered(wire.sock)
+                )
             _relay_both_ways(wire.sock, onward)
+
+
+def _deciphered(sock: socket.socket) -> bytes:
+    """What of a TLS record lies where no select sees it, since only a part of it was read."""
+    return sock.recv(sock.pending()) if isinstance(sock, ssl.SSLSocket) and sock.pending() else b""
 
 
 def _relay_both_ways(one: socket.socket, other: socket.socket) -> None:

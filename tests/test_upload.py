@@ -14,7 +14,9 @@ from servers import OK, OK_BODY, Authority, Server, Wire, answering, http
 from uploads import BIG, KEY, SMALL, Clients, Files, Recorder, as_werkzeug_reads, pattern, send
 
 from sfwatch.form import BLOCK
+from sfwatch.settings import Api
 from sfwatch.standin import StandIn
+from sfwatch.upload import Client
 from sfwatch.verdict import Trouble
 
 pytestmark = pytest.mark.usefixtures("plain_environment", "nothing_left_behind")
@@ -77,6 +79,28 @@ def test_a_key_that_fits_no_header_is_never_quoted(bad: str, clients: Clients, f
         send(client, file_of(SMALL), key=bad)
     assert "sk-1" not in str(caught.value)
     assert "schl" not in str(caught.value)
+
+
+def test_nothing_can_be_slipped_into_the_head(file_of: Files) -> None:
+    """Whatever of a request came to have a line end, no header is made of it."""
+    with Server(Recorder()) as server:
+        client = Client(Api(base_url=server.url()), connections=1, user_agent="x\r\nX-Injected: 1")
+        with pytest.raises(ValueError, match="cannot stand in its head"):
+            send(client, file_of(SMALL))
+        client.close()
+    assert not any(wire.received for wire in server.wires)
+
+
+@pytest.mark.parametrize(("port", "told"), [(":80", ""), (":8080", ":8080")])
+def test_the_host_is_named(
+    port: str, told: str, clients: Clients, file_of: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service finds in Host what it is called, with its port if that is not the usual one."""
+    recorder = Recorder()
+    with Server(recorder) as server:
+        monkeypatch.setenv("http_proxy", server.url())
+        send(clients(f"http://files.example{port}/v1"), file_of(SMALL))
+    assert f"\r\nHost: files.example{told}\r\n".encode() in recorder.head
 
 
 def test_the_key_shows_nowhere(

@@ -1,6 +1,7 @@
 """Every way in which an exchange can end, over real sockets; and connections that are kept."""
 
 import contextlib
+import itertools
 import socket
 import ssl
 import threading
@@ -28,9 +29,8 @@ from uploads import BIG, KEY, LARGE, SMALL, Clients, Files, Recorder, as_werkzeu
 
 from sfwatch.form import BLOCK
 from sfwatch.standin import StandIn
-from sfwatch.upload import ANSWER_LIMIT
-from sfwatch.verdict import Attempt, Trouble
-from sfwatch.wire import begins_answer
+from sfwatch.verdict import Answer, Attempt, Trouble
+from sfwatch.wire import ANSWER_LIMIT, Incoming, Unread, begins_answer
 
 pytestmark = pytest.mark.usefixtures("plain_environment", "nothing_left_behind")
 
@@ -135,6 +135,25 @@ def test_threads_share_a_client(clients: Clients, file_of: Files) -> None:
             thread.join()
         stored = {file.filename: (file.bytes, file.sha256) for file in service.stored}
     assert stored == {f"{n}.jsonl": (size, attempts[n].sha256) for n, size in enumerate(sizes)}
+
+
+def test_closing_stops_nobody(clients: Clients, file_of: Files) -> None:
+    """Who is about to send when a client closes its connections gets a new one."""
+    fds = [file_of(SMALL) for _ in range(3)]
+    attempts: list[Attempt] = []
+    with StandIn() as service:
+        client = clients(service.base_url)
+        threads = [
+            threading.Thread(target=lambda fd=fd: attempts.extend(send(client, fd) for _ in range(30)))
+            for fd in fds
+        ]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            client.close()
+        for thread in threads:
+            thread.join()
+    assert [attempt.trouble for attempt in attempts] == [None] * 90
 
 
 # --- early answers ---------------------------------------------------------------------------------------
@@ -256,6 +275,118 @@ def test_interim_answers_without_end(clients: Clients, file_of: Files) -> None:
 def test_what_begins_an_answer(data: bytes, final: bool) -> None:  # noqa: FBT001
     """The first digit of a status that is not 1 begins the answer, and so does anything that is no HTTP."""
     assert begins_answer(data) is final
+
+
+# --- how answers come ------------------------------------------------------------------------------------
+
+
+def incoming(said: bytes, pieces: list[int] = [], came: int = 0) -> Incoming:  # noqa: B006 - only read
+    """An answer of these bytes, in pieces of these lengths and a last one; `came` of them are there before."""
+    ends = list(itertools.accumulate(pieces, initial=came))
+    rest = iter([piece for at, end in itertools.pairwise([*ends, len(said)]) if (piece := said[at:end])])
+    return Incoming(lambda: next(rest, b""), said[:came], ANSWER_LIMIT)
+
+
+def in_chunks(body: bytes, size: int) -> bytes:
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    chunks = b"".join(b"%X;of=%d\r\n%b\r\n" % (len(part), size, part) for part in parts)
+    return b"Transfer-Encoding: Chunked\r\n\r\n" + chunks + b"0\r\nDate: never\r\n\r\n"
+
+
+FRAMINGS: dict[str, Callable[[bytes], bytes]] = {
+    "length": lambda body: b"Content-Length: %d\r\n\r\n%b" % (len(body), body),
+    "length twice": lambda body: b"content-length:%d \r\n" % len(body) + FRAMINGS["length"](body),
+    "chunks": lambda body: in_chunks(body, 7),
+    "one chunk": lambda body: in_chunks(body, 1000),
+    "close": lambda body: b"\r\n" + body,
+    "bare newlines": lambda body: b"Content-Length: %d\n\n%b" % (len(body), body),
+}
+HEADS = (
+    b"HTTP/1.1 103 Early Hints\r\nDate: no\r\n\r\n"
+    b"HTTP/1.1 503\r\nRetry-After:7\r\nX-SiliconCloud-Trace-Id: a\r\n b\r\n"
+)
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@given(body=st.binary(max_size=100), pieces=st.lists(st.integers(1, 60)), came=st.integers(0, 60))
+def test_an_answer_reads_alike_however_it_comes(
+    framing: str, body: bytes, pieces: list[int], came: int
+) -> None:
+    """Pieces, chunks, lengths, folded or repeated headers say the same; only a close ends the connection."""
+    answer = incoming(HEADS + FRAMINGS[framing](body), pieces, came)
+    answer.read()
+    assert answer.answer == Answer(status=503, body=body, retry_after="7", trace_id="a b")
+    assert answer.leaves_open is (framing != "close")
+
+
+@pytest.mark.parametrize("framing", FRAMINGS.keys() - {"close"})
+def test_no_part_of_an_answer_is_whole(framing: str) -> None:
+    """Whatever tells an answer's length, it is missed when the answer ends before; what came is told."""
+    said = HEADS + FRAMINGS[framing](OK_BODY)
+    for n in range(len(said)):
+        answer = incoming(said[:n])
+        with pytest.raises((EOFError, Unread)):
+            answer.read()
+        assert answer.answer is None or OK_BODY.startswith(answer.answer.body)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: Close\r\n\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: Keep-Alive\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", False),
+        (b"HTTP/1.1 204 Nothing\r\n\r\n", True),
+        (b"HTTP/1.1 304 As Before\r\nContent-Length: 9\r\n\r\n", True),
+    ],
+)
+def test_which_answers_leave_the_connection_open(said: bytes, kept: bool) -> None:  # noqa: FBT001
+    """A connection is used again only after an answer whose end is beyond doubt, and with nothing after it."""
+    answer = incoming(said)
+    answer.read()
+    assert answer.leaves_open is kept
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 200 OK\r\nNo header\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nName : x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\rContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: \0\r\n\r\n",
+        b"HTTP/1.1 2000 OK\r\n\r\n",
+        b"HTTP/2 200\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\nhello\r\n",
+        *(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\n" % n
+            for n in (b"", b"-1", b"+1", b"1_0", b"0x1", b"1;")
+        ),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-2\r\nab\r\n0\r\n\r\n",
+    ],
+)
+def test_what_is_no_http(said: bytes) -> None:
+    """Where two readers could understand an answer differently, it is none."""
+    with pytest.raises(Unread, match="is no HTTP"):
+        incoming(said).read()
+
+
+def test_trailers_without_end(clients: Clients, file_of: Files) -> None:
+    """Who never ceases to send, and never ends, is not listened to for ever either."""
+
+    def script(wire: Wire) -> None:
+        wire.read_request()
+        wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        while True:
+            wire.send(b"X: y\r\n" * 10_000)
+
+    with Server(script) as server:
+        attempt = send(clients(server.url(), read_timeout_s=0.3), file_of(SMALL))
+    assert (attempt.trouble, attempt.sent_all) == (Trouble.STALLED, True)
 
 
 # --- answers cut short or strange ------------------------------------------------------------------------
