@@ -195,9 +195,8 @@ class SqliteJournal:
         self._closed = False
         self._led = False
         self._wishes: list[_Wish] = []
-        self._turned: list[
-            tuple[_Name | None, _Name | None]
-        ] = []  # the open names of each row written, and now
+        # Of each row of the transaction: which file's open row it was before, and which file's it is.
+        self._turned: list[tuple[_Name | None, _Name | None]] = []
 
     def find(self, inbox: str, name: str) -> Delivery | None:
         """Return what is known of the file *name* of the inbox at path *inbox*, unless it is finished."""
@@ -296,7 +295,8 @@ class SqliteJournal:
             if "file_id" in str(conflict):
                 raise IdKnownError(delivery.file_id) from None
             raise JournalError(f"{delivery.name!r} is under way already ({conflict})") from None
-        self._turned.append((_open_name(before), _open_name(values)))
+        is_open = delivery.finished_at is None
+        self._turned.append((_open_name(before), (delivery.inbox, delivery.name) if is_open else None))
         return delivery
 
     def _remove(self, database: sqlite3.Connection, row: int | None) -> None:
@@ -512,7 +512,7 @@ _json = json.JSONEncoder(separators=(",", ":")).encode
 
 def _delivery(row: tuple[Any, ...]) -> Delivery:
     """Read a row. The first version had the columns in the facts as well."""
-    known = json.loads(row[-1])
+    known = dict(json.loads(row[-1]))
     known.update(zip(("row", *_COLUMNS[:-1]), row[:-1], strict=True))
     known["inbox"], known["name"] = os.fsdecode(known["inbox"]), os.fsdecode(known["name"])
     known["state"] = State(known["state"])

@@ -737,13 +737,19 @@ def _lost_state(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b".jsonlsending", b".jsonlsendong"))
 
 
+def _no_facts(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE delivery SET facts = '[7]'")
+    database.close()
+
+
 def _no_tables(path: Path) -> None:
     with sqlite3.connect(path) as database:
         database.execute("DROP TABLE meta")
     database.close()
 
 
-DAMAGE = (_garbage, _cut_off, _bad_page, _bad_text, _bad_encoding, _lost_state, _no_tables)
+DAMAGE = (_garbage, _cut_off, _bad_page, _bad_text, _bad_encoding, _lost_state, _no_facts, _no_tables)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -768,6 +774,15 @@ def test_a_damaged_journal_is_set_aside(folder: Path, damage: Callable[[Path], N
         assert journal.set_aside is None
         assert len(journal.under_way()) == 1
         assert list(journal.former) == [former]
+
+
+@pytest.mark.parametrize("damage", [_garbage, _cut_off, _bad_text, _bad_encoding, _lost_state, _no_facts])
+def test_who_only_reads_a_damaged_journal_is_told(folder: Path, damage: Callable[[Path], None]) -> None:
+    """Rows that make no sense are no bug of whoever looks at them."""
+    _begun(folder)
+    damage(folder / "journal.sqlite3")
+    with pytest.raises(JournalError):
+        glance(folder)
 
 
 def test_a_newer_journal_is_set_aside(folder: Path) -> None:
