@@ -130,8 +130,7 @@ def _rename(source: int, base: str, target: int) -> int | None:
     if kind is not None:  # it was swapped after we had looked
         _return_swapped(source, base, target)
         raise files.NotRegular(kind, base)
-    files.sync_folder(target)
-    files.sync_folder(source)
+    files.sync_rename(source, target)
     with suppress(OSError):
         return _open(base, target)
     return None
@@ -340,8 +339,7 @@ def _adopted(theirs: int, mine: int, name: str, note: Callable[[str, os.stat_res
         st = files.lstat(base, dir_fd=source)
         note(name, st)
         files.rename_noreplace(base, base, src_dir_fd=source, dst_dir_fd=target)
-        files.sync_folder(target)
-        files.sync_folder(source)
+        files.sync_rename(source, target)
         return st.st_ctime
     return None
 

@@ -306,6 +306,17 @@ def sync_folder(dir_fd: int) -> None:
             raise
 
 
+def sync_rename(src_dir_fd: int, dst_dir_fd: int) -> None:
+    """Make a rename from one folder to another durable.
+
+    To ext4 and xfs it is one change, and the first sync would do; others (vfat, ext2) write each folder by
+    itself. There a power cut between the two leaves the file in both folders; the other way round it would be
+    in none. Without the second, what went away would come back, and be sent again.
+    """
+    sync_folder(dst_dir_fd)
+    sync_folder(src_dir_fd)
+
+
 def rename_noreplace(src: str, dst: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
     """Rename without ever replacing: FileExistsError if `dst` is taken, other OSErrors (EXDEV too) unchanged.
 

@@ -46,8 +46,7 @@ def move(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str, *, fd: int, sha25
         _copy(src_dir_fd, src, dst_dir_fd, dst, fd=fd, sha256=sha256)
         return Moved("copy")
     _require_moved(src_dir_fd, src, dst_dir_fd, dst, sent=sent, sha256=sha256)
-    files.sync_folder(dst_dir_fd)
-    files.sync_folder(src_dir_fd)
+    files.sync_rename(src_dir_fd, dst_dir_fd)
     return Moved("rename")
 
 

@@ -1,5 +1,6 @@
 """Reaching files without following, replacing or half publishing."""
 
+import itertools
 import os
 import resource
 import socket
@@ -445,6 +446,16 @@ class TestSweep:
         os.chown(path, 4242, 4242)
         assert files.sweep_temporaries(there) == 0
         assert path.exists()
+
+    def test_a_temporary_takes_the_next_free_number(
+        self, tmp_path: Path, there: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another daemon or a crash may have left one behind; after the last number comes the first."""
+        monkeypatch.setattr(files, "_NUMBERS", itertools.count(2**32 - 1))
+        (tmp_path / ".sfwatch-ffffffff.tmp").write_text("theirs")
+        with files.temporary(there) as (_, name):
+            assert name == ".sfwatch-00000000.tmp"
+        assert (tmp_path / ".sfwatch-ffffffff.tmp").read_text() == "theirs"
 
     def test_a_temporary_goes_with_an_error(self, tmp_path: Path, there: int) -> None:
         """Even when the program is told to stop."""
