@@ -56,7 +56,7 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _TEXT = r"[^\x00-\x08\x0a-\x1f\x7f]*"
 _STATUS_LINE = re.compile(rf"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: {_TEXT})?")
 _FIELD = re.compile(rf"(?:([!#-'*+.^-z|~0-9A-Z-]+):|[ \t])({_TEXT})")  # else it continues the one before
-_LENGTH = re.compile(r"([0-9]{1,15})(?:, *\1)*")
+_LENGTH = re.compile(r"Content-Length: ([0-9]{1,15})(?:, *\1)*")
 _CHUNK = re.compile(rf"([0-9A-Fa-f]{{1,15}})[ \t]*(?:;{_TEXT})?")
 
 
@@ -306,7 +306,7 @@ class Incoming:
         elif coding != "identity":
             raise Unread(f"is no HTTP: Transfer-Encoding: {coding}")
         elif "content-length" in self._headers:
-            self._take(_number(_LENGTH, self._headers["content-length"], 10))
+            self._take(int(_as(_LENGTH, f"Content-Length: {self._headers['content-length']}")[1]))
         else:
             self.leaves_open = False
             with contextlib.suppress(EOFError):
@@ -330,10 +330,7 @@ class Incoming:
         )
 
     def _read_head(self) -> None:
-        line = self._line()
-        begun = _STATUS_LINE.fullmatch(line)
-        if not begun:
-            raise Unread(f"is no HTTP: {line}")
+        begun = _as(_STATUS_LINE, self._line())
         status = int(begun[2])
         try:
             self._read_fields()
@@ -351,16 +348,14 @@ class Incoming:
             line = self._line()
             if not line:
                 return
-            field = _FIELD.fullmatch(line)
-            if not field:
-                raise Unread(f"is no HTTP: {line}")
+            field = _as(_FIELD, line)
             joint, value = ", " if field[1] else " ", field[2].strip(" \t")
             name = field[1].lower() if field[1] else name
             self._headers[name] = f"{self._headers[name]}{joint}{value}" if name in self._headers else value
         raise Unread(f"is no HTTP: it has more than {_FIELDS_LIMIT} headers")
 
     def _read_chunks(self) -> None:
-        while size := _number(_CHUNK, self._line(), 16):
+        while size := int(_as(_CHUNK, self._line())[1], 16):
             self._take(size)
             if self._line():
                 raise Unread("is no HTTP: a chunk is longer than it says")
@@ -394,11 +389,11 @@ class Incoming:
         self._came += data
 
 
-def _number(form: re.Pattern[str], text: str, base: int) -> int:
+def _as(form: re.Pattern[str], text: str) -> re.Match[str]:
     found = form.fullmatch(text)
     if not found:
-        raise Unread(f"is no HTTP: its length is {text}")
-    return int(found[1], base)
+        raise Unread(f"is no HTTP: {text}")
+    return found
 
 
 def begins_answer(data: bytes) -> bool:
