@@ -237,12 +237,13 @@ CHINESE = "敏捷的棕色狐狸跳过了那只懒狗，而狗一点也不在意
 
 
 def line(number: int, size: int, text: str = ENGLISH) -> bytes:
-    """One request of about `size` bytes."""
+    """One request of so many bytes, as far as there is room for more than what every request has."""
     body = {"model": "deepseek-ai/DeepSeek-V3", "messages": [{"role": "user", "content": ""}], "max_tokens": 99}
     request = {"custom_id": f"request-{number:06d}", "method": "POST", "url": "/v1/chat", "body": body}
-    room = size - len(json.dumps(request)) - 1
+    room = max(1, size - len(json.dumps(request)) - 1)
     unit = text.encode()
-    body["messages"] = [{"role": "user", "content": text * max(1, room // len(unit))}]
+    content = (unit * (room // len(unit) + 1))[:room].decode(errors="ignore")
+    body["messages"] = [{"role": "user", "content": content + "." * (room - len(content.encode()))}]
     return json.dumps(request, ensure_ascii=False).encode() + b"\n"
 
 
