@@ -120,9 +120,8 @@ class Client:
 
     def _answer_to(self, method: str, query: str, fields: dict[str, str], form: Any) -> Answer | None:
         way = self._way
-        if (
-            way is None
-        ):  # two threads may both make one: the one that is forgotten closes with its last connection
+        if way is None:
+            # Two threads may both make one: the one that is forgotten closes with its last connection.
             adapter = Adapter(self._connections, self._tls_context())
             terms = {"told_as": self.host, "read_timeout_s": self._api.read_timeout_s}
             way = self._way = adapter.way_to(self._url, self._proxies, **terms)
