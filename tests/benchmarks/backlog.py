@@ -1,8 +1,8 @@
 """Many files waiting: memory, processor time, how soon another's file is noticed, and what the others cost.
 
 They wait in an inbox of their own, behind a target that is held for want of a key; then again in the very inbox
-that others are delivered from, for markers that never come. One daemon each sees its backlog grow tenfold at a
-time, and delivers some files at each step.
+that others are delivered from, for markers that never come (fewer: each of these is looked at again and again).
+One daemon each sees its backlog grow tenfold at a time, and delivers some files at each step.
 """
 
 import random
@@ -81,7 +81,7 @@ def waiting(it: lab.Daemon, before_mb: float, count: int, watched_s: float) -> N
 
 def noticed_s(it: lab.Daemon, nth: int) -> float:
     """How long it takes until a file is seen and known to be whole, at no particular moment."""
-    time.sleep(random.uniform(0.2, 1.0))
+    time.sleep(random.uniform(0.2, 0.7))
     path = it.inbox / f"noticed-{nth}.jsonl.part"
     path.write_bytes(lab.line(0, 300))
     began = time.monotonic()
@@ -91,7 +91,7 @@ def noticed_s(it: lab.Daemon, nth: int) -> float:
 
 def main() -> None:
     """Measure."""
-    options = lab.arguments(__doc__, count=100_000, files=300, watched=30.0)
+    options = lab.arguments(__doc__, count=100_000, marked=10_000, files=300, watched=20.0)
     with lab.scratch(options.folder) as folder, lab.receiver(folder) as to:
         lab.title(
             f"what a file costs while others wait in another inbox, behind a held target ({options.files})"
@@ -107,7 +107,7 @@ def main() -> None:
         lab.title(f"what a file costs while others wait in the same inbox, for markers ({options.files})")
         with lab.daemon(folder / "marked", to, inbox={"settle_marker": MARKER}) as it:
             cost(it, work, options.files, MARKER)
-            growing(it, it.inbox, work, options.count, options.files, MARKER)
+            growing(it, it.inbox, work, options.marked, options.files, MARKER)
 
 
 if __name__ == "__main__":
