@@ -16,10 +16,10 @@ import hashlib
 import io
 import itertools
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import BinaryIO
 
 from sfwatch.excerpt import Excerpt, Place
@@ -171,20 +171,20 @@ class _Read:
 
 
 def _file_blocks(fd: int, size: int, stop: Callable[[], bool] | None) -> Iterator[io.BytesIO]:
-    at = 0
-    for block in _buffers(min(size, _BLOCK)):
-        if at == size:
-            return
+    at, buffers = 0, _buffers(min(size, _BLOCK))
+    while at < size:
         if stop is not None and stop():
             raise Stopped(f"the check was stopped after {at} bytes")
+        block = next(buffers)
         with block.getbuffer() as room:
             got = os.preadv(fd, [room[: size - at]], at)
             if not got:
                 raise ShortRead(f"the file ended after {at} of {size} bytes: it was cut while it was read")
             at += got
-            whole = block if got == len(room) else io.BytesIO(room[:got])
-        whole.seek(0)
-        yield whole
+            if got < len(room):
+                block = io.BytesIO(room[:got])
+        block.seek(0)
+        yield block
 
 
 def _buffers(size: int) -> Iterator[io.BytesIO]:
@@ -311,7 +311,7 @@ class _Audit:
         self.number = 0
         self.blank = 0
         self.findings: list[Finding] = []
-        self.kinds: Counter[str] = Counter()
+        self.kinds: dict[str, int] = {}
         self.models: dict[str, int] = {}
         self.warned: dict[str, _Warned] = {}
         self._utf8 = _Utf8()
@@ -440,7 +440,8 @@ class _Audit:
 
     def _found(self, breaches: tuple[Breach, ...], line: bytes | None) -> None:
         """Keep what is wanted; `line` is None where it was too long to be kept itself."""
-        self.kinds.update(breach.reason for breach in breaches)
+        for breach in breaches:
+            self.kinds[breach.reason] = self.kinds.get(breach.reason, 0) + 1
         show = self.wanted.show
         for breach in breaches[: self.wanted.most - len(self.findings)]:
             excerpt = show(line, breach.place) if show and line is not None else None
@@ -470,14 +471,14 @@ def _checked(read: _Read, audit: _Audit, *, max_bytes: int, max_lines: int) -> C
     lines = audit.number - audit.blank
     about_all = tuple(_file_findings(read.size, lines, *limits))
     findings = (*about_all, *audit.findings)[: audit.wanted.most]
-    kinds = Counter(finding.reason for finding in about_all) + audit.kinds
+    kinds = {finding.reason: 1 for finding in about_all} | audit.kinds  # no line breaks a rule for files
     return Checked(
         sha256=read.digest.hexdigest(),
         size=read.size,
         lines=lines,
         findings=findings,
-        more=kinds.total() - len(findings),
-        kinds=dict(kinds.most_common()),
+        more=sum(kinds.values()) - len(findings),
+        kinds=dict(sorted(kinds.items(), key=itemgetter(1), reverse=True)),
         warnings=() if audit.level is Check.NONE else tuple(_warnings(audit)),
         models=audit.models,
     )
