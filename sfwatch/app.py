@@ -15,7 +15,7 @@ from functools import partial
 from types import FrameType
 from urllib.parse import urlsplit
 
-from sfwatch import __version__, arrive, files, key
+from sfwatch import __version__, arrive, cores, files, key
 from sfwatch.config import ConfigError
 from sfwatch.core import Mailbox, Signalled
 from sfwatch.daemon import Daemon
@@ -24,7 +24,7 @@ from sfwatch.job import Job, Tools
 from sfwatch.journal import SqliteJournal
 from sfwatch.logs import EventLog
 from sfwatch.reload import Fresh, Rejected
-from sfwatch.service import Plan
+from sfwatch.service import FILING, Plan
 from sfwatch.settings import Api, Config, Inbox
 from sfwatch.upload import Client, Pace
 from sfwatch.work import traceback_of
@@ -146,7 +146,7 @@ def _inboxes_by_target(config: Config, environ: Mapping[str, str]) -> dict[str, 
 
 
 def _pool(config: Config, plans: Sequence[Plan]) -> Executor:
-    workers = config.uploads.concurrency * len(plans) + SPARE_WORKERS
+    workers = FILING * config.uploads.concurrency * len(plans) + SPARE_WORKERS
     return ThreadPoolExecutor(workers, thread_name_prefix="worker")
 
 
@@ -240,7 +240,7 @@ def run(
     `watch` is handed what tells, at any time and in any thread, which jobs are under way, and their clock.
     `leave` ends the process if a worker is still stuck in an upload after the grace: Python would wait for it.
     """
-    with daemon(config, log=log, environ=environ, reread=reread) as it:
+    with cores.one(), daemon(config, log=log, environ=environ, reread=reread) as it:
         if watch is not None:
             watch(lambda: tuple(it.under_way.values()), it.clock)  # one call into C: no thread comes between
         with signals(it.mailbox):

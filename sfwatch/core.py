@@ -19,7 +19,7 @@ from sfwatch.settings import Config
 from sfwatch.storage import Storage
 from sfwatch.table import Key, Table
 from sfwatch.tally import Tally
-from sfwatch.work import Finished, Probed
+from sfwatch.work import Accepted, Finished, Probed
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class Signalled:
 
 
 Mail = (
-    Finished
+    Accepted
+    | Finished
     | JournalDamagedError
     | Probed
     | Signalled

@@ -25,7 +25,7 @@ from sfwatch.snapshot import Publisher, View
 from sfwatch.storage import Storage
 from sfwatch.table import Key, Stage
 from sfwatch.verdict import Blame
-from sfwatch.work import Finished, Probed, ask, traceback_of
+from sfwatch.work import Accepted, Finished, Probed, ask, traceback_of
 
 MAIL_AT_ONCE = 5000
 DUE_AT_ONCE = 100
@@ -194,6 +194,8 @@ class Daemon(Core):
     def _read(self, mail: Mail) -> None:
         now = self.clock()
         match mail:
+            case Accepted():
+                outcomes.accepted(self, mail.key)
             case Finished():
                 outcomes.finished(self, mail.key, mail.outcome, now)
             case Probed():

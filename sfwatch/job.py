@@ -94,10 +94,21 @@ class Job:
     home: Identity | None = None  # the folder that the inbox was when the file was seen or claimed in it
     progress: Progress = field(default_factory=Progress, compare=False)
 
+    @property
+    def size(self) -> int | None:
+        """Bytes, as far as they are known beforehand."""
+        if self.settled is not None:
+            return self.settled.fingerprint.size
+        return self.known.size if self.known is not None else None
+
+
+def _nothing() -> None:
+    pass
+
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a worker works with: one set for each target."""
+    """What a worker works with: one set for each target. `accepted` is called as soon as a file is."""
 
     target: str
     client: Client
@@ -110,6 +121,7 @@ class Tools:
     wall: Callable[[], float]
     stop: Callable[[], bool]
     pace: Pace | None = None
+    accepted: Callable[[], None] = _nothing
     room: dict[Path, tuple[float, int | None]] = field(default_factory=dict, compare=False)  # see `taken.room`
 
 

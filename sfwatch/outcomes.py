@@ -46,6 +46,13 @@ OTHERS_ACCEPTED = 3
 """Other files that a target must have accepted before a file that keeps failing is called poison."""
 
 
+def accepted(core: Core, key: Key) -> None:
+    """The service has taken a file: the next one may go out while this one is filed away."""
+    for service in core.services.values():
+        if key in service.under_way:
+            service.accepted.add(key)
+
+
 def finished(core: Core, key: Key, outcome: Outcome, now: float) -> None:
     """Take in what a worker answered."""
     job = core.under_way.pop(key)

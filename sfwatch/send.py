@@ -172,6 +172,7 @@ def deferred(verdict: Verdict, known: Delivery, *, claimed: bool) -> Deferred:
 
 
 def _accept(job: Job, tools: Tools, held: Held, verdict: Verdict, attempt: Attempt) -> Outcome:
+    tools.accepted()
     known = held.known
     answer = answered(job, tools, verdict, duration_s=attempt.duration_s, recovered=False)
     _say_accepted(tools, known, verdict, attempt)

@@ -22,6 +22,10 @@ class Plan:
     inboxes: tuple[str, ...]
 
 
+FILING = 2
+"""So many times `concurrency` may be under way, since what is accepted has only to be filed away."""
+
+
 @dataclass(slots=True)
 class Service:
     """A host with a key, and the inboxes whose files go there, in turn."""
@@ -30,6 +34,7 @@ class Service:
     state: Target
     inboxes: deque[str]
     under_way: dict[Key, str | None] = field(default_factory=dict)
+    accepted: set[Key] = field(default_factory=set)  # of these: they hold nobody up but the workers
     blocked: dict[str, list[Key]] = field(default_factory=dict)
     unsettled: dict[str, Key] = field(default_factory=dict)  # remote names of lost uploads, and whose they are
     held_before_s: float = 0.0
@@ -62,11 +67,13 @@ class Service:
 
     def room_for(self, inbox: str, now: float) -> bool:
         """Return whether a file of this inbox may start; one slot is left to the other inboxes."""
-        if rules.room(self.state, len(self.under_way), now) < 1:
+        uploading = self.under_way.keys() - self.accepted
+        if rules.room(self.state, len(uploading), now) < 1:
             return False
-        mine = sum(key[0] == inbox for key in self.under_way)
+        mine = sum(key[0] == inbox for key in uploading)
         reserved = 1 if len(self.inboxes) > 1 and self.state.concurrency > 1 else 0
-        return mine < self.state.concurrency - reserved
+        workers_left = len(self.under_way) < FILING * self.state.concurrency
+        return mine < self.state.concurrency - reserved and workers_left
 
     def start(self, key: Key, remote_name: str | None, now: float) -> None:
         """Note that this file goes out."""
@@ -78,6 +85,7 @@ class Service:
 
         The name stays taken until it is `settled` what became of the attempt.
         """
+        self.accepted.discard(key)
         remote_name = self.under_way.pop(key, None)
         if remote_name is None:
             return []

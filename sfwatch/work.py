@@ -6,7 +6,9 @@ Whatever happens, something is put into the mailbox: a file whose worker never c
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
+from sfwatch import cores
 from sfwatch.deliver import deliver
 from sfwatch.job import Crashed, Job, Outcome, Tools
 from sfwatch.journal import JournalDamagedError
@@ -15,6 +17,13 @@ from sfwatch.lost import probe
 from sfwatch.settings import Api, Inbox
 from sfwatch.table import Key
 from sfwatch.verdict import Blame, Reason, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The service has taken a file; its worker goes on and files it away."""
+
+    key: Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +42,15 @@ class Probed:
     verdict: Verdict
 
 
-def work(job: Job, tools: Tools, key: Key, put: Callable[[Finished | JournalDamagedError], None]) -> None:
+def work(
+    job: Job, tools: Tools, key: Key, put: Callable[[Accepted | Finished | JournalDamagedError], None]
+) -> None:
     """Do one job, and put its outcome into the mailbox whatever happens."""
-    tools = replace(tools, log=tools.log.bind(inbox=job.inbox.name, file=job.name))
+    log = tools.log.bind(inbox=job.inbox.name, file=job.name)
+    tools = replace(tools, log=log, accepted=partial(put, Accepted(key)))
     try:
-        outcome = deliver(job, tools)
+        with cores.for_file(job.size):
+            outcome = deliver(job, tools)
     except JournalDamagedError as damage:
         put(damage)
         return
