@@ -126,6 +126,7 @@ def _plans(
                 wall=time.time,
                 stop=stop,
                 pace=pace,
+                gate=threading.Semaphore(config.uploads.concurrency),
             ),
             inboxes=tuple(inbox.name for inbox in theirs),
         )

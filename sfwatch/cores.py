@@ -2,8 +2,8 @@
 
 Threads of one interpreter take turns at its lock, and each system call gives it up for a moment. If they may
 run on several cores, each such moment wakes a thread elsewhere that finds the lock taken again: with 16 workers
-on two cores that was half of a small file's processor time. On one core, who gives the lock up mostly has it back
-before anybody else runs. A large file is read, hashed and encrypted without the lock.
+on two cores that was half of a small file's processor time. On one core, who gives the lock up mostly has it
+back before anybody else runs. A large file is read, hashed and encrypted without the lock.
 """
 
 import os

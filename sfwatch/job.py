@@ -5,6 +5,7 @@ a target or a folder is held, is decided by the main thread from these.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -108,7 +109,11 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a worker works with: one set for each target. `accepted` is called as soon as a file is."""
+    """What a worker works with: one set for each target.
+
+    Who uploads goes through the `gate`, which lets `concurrency` through at once; `accepted` is called as soon
+    as the service has taken the file.
+    """
 
     target: str
     client: Client
@@ -121,6 +126,7 @@ class Tools:
     wall: Callable[[], float]
     stop: Callable[[], bool]
     pace: Pace | None = None
+    gate: AbstractContextManager[object] = field(default_factory=nullcontext, compare=False)
     accepted: Callable[[], None] = _nothing
     room: dict[Path, tuple[float, int | None]] = field(default_factory=dict, compare=False)  # see `taken.room`
 

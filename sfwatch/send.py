@@ -37,9 +37,18 @@ def no_key(job: Job, tools: Tools, missing: "key.NoKey", known: Delivery | None)
 
 
 def send(job: Job, tools: Tools, held: Held, secret: "key.Key") -> Outcome:
-    began = tools.wall()
+    with tools.gate:
+        known = _announced(job, tools, held)
+        if not isinstance(known, Delivery):
+            return known
+        attempt = _attempt(job, tools, held.fd, known, secret)
+    return _conclude(job, tools, replace(held, known=known), attempt, before=held.known)
+
+
+def _announced(job: Job, tools: Tools, held: Held) -> Delivery | Outcome:
+    """Write down that the file is about to be sent; else what hinders it."""
     try:
-        known = save(tools, _sending(job, tools, held.known, began))
+        return save(tools, _sending(job, tools, held.known, tools.wall()))
     except AttemptOpenError:
         detail = "a file of the same name is being uploaded to the same place"
         if held.known.state is State.UNKNOWN:
@@ -52,6 +61,9 @@ def send(job: Job, tools: Tools, held: Held, secret: "key.Key") -> Outcome:
         if back is not None:
             return back
         raise
+
+
+def _attempt(job: Job, tools: Tools, fd: int, known: Delivery, secret: "key.Key") -> Attempt:
     tools.log(
         "upload.started",
         size=known.size,
@@ -62,7 +74,7 @@ def send(job: Job, tools: Tools, held: Held, secret: "key.Key") -> Outcome:
     )
     job.progress.start(tools.clock())
     attempt = tools.client.send(
-        held.fd,
+        fd,
         known.size,
         remote_name=known.remote_name or "",
         purpose=job.inbox.purpose,
@@ -74,7 +86,7 @@ def send(job: Job, tools: Tools, held: Held, secret: "key.Key") -> Outcome:
         moved=_moved(job, tools),
     )
     job.progress.end()
-    return _conclude(job, tools, replace(held, known=known), attempt, before=held.known)
+    return attempt
 
 
 def _sending(job: Job, tools: Tools, known: Delivery, began: float) -> Delivery:

@@ -25,6 +25,9 @@ class Plan:
 FILING = 2
 """So many times `concurrency` may be under way, since what is accepted has only to be filed away."""
 
+AHEAD = 4
+"""One file for so many uploads at once is claimed and checked ahead, while nothing holds uploads up."""
+
 
 @dataclass(slots=True)
 class Service:
@@ -67,13 +70,12 @@ class Service:
 
     def room_for(self, inbox: str, now: float) -> bool:
         """Return whether a file of this inbox may start; one slot is left to the other inboxes."""
-        uploading = self.under_way.keys() - self.accepted
-        if rules.room(self.state, len(uploading), now) < 1:
+        most, uploading = self.state.concurrency, self.under_way.keys() - self.accepted
+        ahead = most // AHEAD if self.state.hold is None and self.state.pace >= most else 0
+        if rules.room(self.state, len(uploading) - ahead, now) < 1 or len(self.under_way) >= FILING * most:
             return False
-        mine = sum(key[0] == inbox for key in uploading)
-        reserved = 1 if len(self.inboxes) > 1 and self.state.concurrency > 1 else 0
-        workers_left = len(self.under_way) < FILING * self.state.concurrency
-        return mine < self.state.concurrency - reserved and workers_left
+        reserved = 1 if len(self.inboxes) > 1 and most > 1 else 0
+        return sum(key[0] == inbox for key in uploading) < most + ahead - reserved
 
     def start(self, key: Key, remote_name: str | None, now: float) -> None:
         """Note that this file goes out."""

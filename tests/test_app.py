@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from loop import KEY, line
 
 from sfwatch import app
 from sfwatch.core import Signalled
+from sfwatch.job import Tools
 from sfwatch.journal import StateInUseError
 from sfwatch.logs import event_log
 from sfwatch.settings import Api, Config, Inbox, Uploads
@@ -66,6 +68,29 @@ def test_once_ends_with_0_when_all_are_done(config: Config, service: StandIn) ->
     assert status == 0
     assert len(service.stored) == 3
     assert said[-1]["event"] == "daemon.stopped"
+
+
+def test_no_more_go_out_at_once_than_concurrency_says(config: Config) -> None:
+    """However many are made ready: the gate of each target lets that many through."""
+    config = replace(config, uploads=Uploads(concurrency=2))
+    with app.daemon(config, log=event_log(lambda _: None), environ=ENVIRON) as it, ExitStack() as through:
+        [service] = it.services.values()
+        gone: list[bool] = []
+        others = [threading.Thread(target=_go_through, args=(service.tools, gone)) for _ in range(3)]
+        for _ in range(2):
+            through.enter_context(service.tools.gate)
+        for other in others:
+            other.start()
+        assert gone == []
+        through.close()
+        for other in others:
+            other.join()
+        assert len(gone) == 3
+
+
+def _go_through(tools: Tools, gone: list[bool]) -> None:
+    with tools.gate:
+        gone.append(True)
 
 
 def test_once_ends_with_1_when_one_failed_whatever_else_had_to_wait(config: Config) -> None:

@@ -170,22 +170,22 @@ def test_files_go_oldest_first_and_then_by_name(make: Make) -> None:
 
 def test_concurrency_is_never_exceeded_and_one_slot_is_left_to_the_other_inbox(make: Make) -> None:
     """A thousand files in one inbox take all slots but one; the other inbox's only file goes at once."""
-    loop = make("a", "b", uploads=Uploads(concurrency=4))
+    loop = make("a", "b", uploads=Uploads(concurrency=3))
     for i in range(12):
         loop.drop("a", f"{i:02}.jsonl")
     loop.pool.holds = True
     loop.look().run(3)
-    assert len(loop.pool.held) == 3
+    assert len(loop.pool.held) == 2
     loop.drop("b", "x.jsonl")
     loop.look().run(3)
-    assert len(loop.pool.held) == 4
-    loop.pool.release(4)
+    assert len(loop.pool.held) == 3
+    loop.pool.release(3)
     loop.settle_down()
     assert loop.done("b") == ["x.jsonl"]
     while loop.pool.held:
         loop.pool.release()
         loop.settle_down()
-    assert loop.pool.most == 4
+    assert loop.pool.most == 3
     assert len(loop.done("a")) == 12
 
 
@@ -260,16 +260,16 @@ def test_retry_after_is_honoured_as_far_as_the_longest_retry(make: Make, asked: 
 
 def test_a_rate_limit_lowers_the_pace_of_all(make: Make) -> None:
     """After a 429 fewer files are under way at once; acceptances raise that again."""
-    loop = make(uploads=Uploads(concurrency=4))
+    loop = make(uploads=Uploads(concurrency=3))
     for i in range(8):
         loop.drop("a", f"{i}.jsonl")
     loop.pool.holds = True
     loop.look().run(3)
-    assert len(loop.pool.held) == 4
+    assert len(loop.pool.held) == 3
     loop.service.script.append(answering(429, {"code": 50603, "message": "slow"}))
-    loop.pool.release(4)
+    loop.pool.release(3)
     loop.settle_down()
-    assert 1 <= len(loop.pool.held) < 4
+    assert 1 <= len(loop.pool.held) < 3
     loop.pool.holds = False
     while loop.pool.held:
         loop.pool.release()
@@ -594,9 +594,10 @@ def test_a_done_folder_that_fills_up_during_the_upload_keeps_the_answer(
     ballast: list[Path] = []
     loop.on_say("upload.accepted", lambda: ballast.append(fill(done)))
     loop.drop("a", "x.jsonl", lines=200)
+    loop.look().run(10)
     loop.drop("a", "later.jsonl")
     loop.look().run(1000)
-    assert loop.claims("a") == ["x.jsonl"] or loop.claims("a") == ["later.jsonl"]
+    assert loop.claims("a") == ["x.jsonl"]
     assert loop.posts() == 1
     loop.on_say("upload.accepted", lambda: None)
     ballast[0].unlink()

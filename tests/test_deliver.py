@@ -5,7 +5,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,28 @@ def test_an_accepted_file_is_done(world: World) -> None:
     assert world.journal.known(TARGET, [sidecar["id"]]) == {sidecar["id"]}
     assert world.said() == ["upload.started", "upload.accepted", "file.done"]
     assert "repeated" not in world.event("file.done")
+
+
+def test_only_the_upload_itself_goes_through_the_gate(world: World) -> None:
+    """Who waits there has nothing written down yet; who has come through makes way before anything is filed."""
+    world.drop(X)
+    gate = Gate(world)
+    assert isinstance(world.deliver(X, gate=gate, accepted=lambda: gate.seen.append("accepted")), Done)
+    assert gate.seen == ["in", [], "out", ["upload.started"], "accepted"]
+
+
+@dataclass
+class Gate:
+    """What had been written down when it was entered, and said when it was left."""
+
+    world: World
+    seen: list[Any] = field(default_factory=list)
+
+    def __enter__(self) -> None:
+        self.seen += ["in", self.world.journal.under_way()]
+
+    def __exit__(self, *_: object) -> None:
+        self.seen += ["out", self.world.said()]
 
 
 def test_an_answer_in_openai_form_is_an_acceptance(world: World) -> None:

@@ -1,7 +1,9 @@
 """One target as the main thread sees it: slots, names in use, and holds that are said once."""
 
+import itertools
 import json
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from sfwatch.service import Service
 from sfwatch.settings import Uploads
 from sfwatch.target import Target
 
+NUMBERS = itertools.count()
 HOLD = ("unauthorized", "401")
 
 
@@ -58,7 +61,7 @@ def test_the_time_in_holds_adds_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inboxes", "concurrency", "most"), [(("a",), 4, 4), (("a", "b"), 4, 3), (("a", "b"), 1, 1)]
+    ("inboxes", "concurrency", "most"), [(("a",), 3, 3), (("a", "b"), 3, 2), (("a", "b"), 1, 1)]
 )
 def test_one_slot_is_left_to_other_inboxes_where_there_are_others_and_slots(
     inboxes: tuple[str, ...], concurrency: int, most: int
@@ -71,6 +74,37 @@ def test_one_slot_is_left_to_other_inboxes_where_there_are_others_and_slots(
         started += 1
     assert started == most
     assert it.room_for("b", 0.0) == (most < concurrency)
+
+
+def fill(it: Service, inbox: str = "a") -> int:
+    """Start files of this inbox as long as there is room; return how many."""
+    before = len(it.under_way)
+    while it.room_for(inbox, 0.0):
+        it.start((inbox, f"{next(NUMBERS)}.jsonl"), None, 0.0)
+    return len(it.under_way) - before
+
+
+def test_files_are_made_ready_ahead_of_their_turn() -> None:
+    """One for every four uploads at once; not while a rate limit or a hold lets fewer go."""
+    assert fill(service(concurrency=8)[0]) == 8 + 2
+    slowed, _ = service(concurrency=8)
+    slowed.state = replace(slowed.state, pace=4.0)
+    assert fill(slowed) == 4
+    held, _ = service(concurrency=8)
+    held.change(rules.after_account_fault(held.state, None, *HOLD, now=0, luck=0.5), 0, waiting=1)
+    assert fill(held) == 0
+
+
+def test_what_is_accepted_makes_room_while_it_is_filed_away() -> None:
+    """As far as there are workers: no more than twice as many files as uploads at once are under way."""
+    it, _ = service(concurrency=3)
+    assert fill(it) == 3
+    it.accepted |= it.under_way.keys()
+    assert fill(it) == 3
+    it.accepted |= it.under_way.keys()
+    assert fill(it) == 0
+    assert it.end(next(iter(it.under_way))) == []
+    assert fill(it) == 1
 
 
 def test_a_file_whose_remote_name_is_in_use_waits_for_that_one_alone() -> None:

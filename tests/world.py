@@ -196,9 +196,9 @@ class World:
         return replace(job, **changes)
 
     def deliver(self, job: Job | str, **changes: Any) -> Outcome:
-        """One step for one file; *changes* are the job's."""
+        """One step for one file; *changes* are the job's, but for those that are the tools'."""
+        tools = self.tools(**{name: changes.pop(name) for name in ("gate", "accepted") if name in changes})
         job = self.job(job, **changes) if isinstance(job, str) else replace(job, **changes)
-        tools = self.tools()
         return deliver(
             job, replace(tools, log=tools.log.bind(inbox=job.inbox.name, file=job.name, target=TARGET))
         )
