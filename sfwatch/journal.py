@@ -321,12 +321,13 @@ class SqliteJournal:
 
     def _queued(self, wish: "_Wish") -> "_Wish":
         self._wishes.append(wish)
-        wish.leads, self._led = not self._led, True
+        if not self._led:
+            self._led = wish.leads = True
+            wish.wake()
         return wish
 
     def _settled(self, wish: "_Wish") -> Any:
-        if not wish.leads:
-            wish.wait()
+        wish.wait()  # always: the lead may be handed to a wish before its worker comes to this
         if wish.leads:
             self._lead()
         if isinstance(wish.answer, Exception):
@@ -399,8 +400,8 @@ class SqliteJournal:
 class _Wish:
     """Something that a worker wants from the database, and the place for its answer.
 
-    A lock that is taken twice is all that the waiting needs. It is let go of once, by whoever has settled the
-    wish or hands the lead to it; no signal's handler may raise in a thread that waits here.
+    A lock that is taken twice is all that the waiting needs. It is let go of once for each wait, by whoever has
+    settled the wish or hands the lead to it; no signal's handler may raise in a thread that waits here.
     """
 
     __slots__ = ("_awake", "_work", "answer", "leads")

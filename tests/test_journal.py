@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from world import STAMP, fill, in_threads, needs_root, tmpfs, wait_for
@@ -382,6 +383,33 @@ def test_nobody_is_kept_committing_for_others(journal: SqliteJournal) -> None:
     assert following.is_alive()
     go.set()
     following.join()
+
+
+def test_who_is_handed_the_lead_before_he_waits_hangs_nobody(journal: SqliteJournal) -> None:
+    """A thread may be interrupted just before it waits: what it is told meanwhile counts, once."""
+    begun, go = threading.Event(), threading.Event()
+    answers: list[object] = []
+
+    def slow(_: sqlite3.Connection) -> None:
+        begun.set()
+        go.wait()
+
+    first = threading.Thread(target=journal._write, args=(slow,))
+
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        if (event, frame.f_code.co_name) == ("call", "_settled"):
+            go.set()
+            first.join()  # it has handed the lead on
+
+    def second() -> None:
+        sys.setprofile(interrupt)
+        answers.append(journal.save(a_file()).name)
+
+    first.start()
+    begun.wait()
+    in_threads(second)
+    assert answers == ["a.jsonl"]
+    journal.save(a_file("b.jsonl"))
 
 
 def test_a_commit_that_is_broken_off_hangs_nobody(journal: SqliteJournal) -> None:
