@@ -239,9 +239,9 @@ def test_other_upload_settings_count_at_once(loop: Loop) -> None:
         loop.drop("a", f"{number}.jsonl")
     loop.look().run(10)
     assert len(loop.pool.held) == 1
-    loop.uploads = Uploads(concurrency=4)
+    loop.uploads = Uploads(concurrency=3)
     reload(loop).run(10)
-    assert len(loop.pool.held) == 4
+    assert len(loop.pool.held) == 3
     loop.pool.holds = False
     loop.pool.release(4)
     loop.run(10)
