@@ -243,7 +243,7 @@ def test_other_upload_settings_count_at_once(loop: Loop) -> None:
     reload(loop).run(10)
     assert len(loop.pool.held) == 3
     loop.pool.holds = False
-    loop.pool.release(4)
+    loop.pool.release(3)
     loop.run(10)
 
 
