@@ -12,6 +12,7 @@ from typing import Any
 from sfwatch import files, filing, key
 from sfwatch.filing import StorageError, save
 from sfwatch.job import (
+    BackInInbox,
     Deferred,
     Job,
     LookAgain,
@@ -38,6 +39,8 @@ def no_key(job: Job, tools: Tools, missing: "key.NoKey", known: Delivery | None)
 
 def send(job: Job, tools: Tools, held: Held, secret: "key.Key") -> Outcome:
     with tools.gate:
+        if tools.stop() and held.known.state is not State.UNKNOWN:  # it may have waited here until the end
+            return give_back(job, tools) or BackInInbox()
         known = _announced(job, tools, held)
         if not isinstance(known, Delivery):
             return known

@@ -1227,6 +1227,21 @@ def test_a_stop_during_the_check_gives_the_file_back(world: World) -> None:
     assert world.service.requests == []
 
 
+def test_a_stop_at_the_gate_gives_the_file_back(world: World) -> None:
+    """Who has waited there for an upload to end begins none any more: nothing is sent or written down."""
+    before = numbers(world.drop(X))
+
+    class Stopping(Gate):
+        def __enter__(self) -> None:
+            world.stopping = True
+
+    assert world.deliver(X, gate=Stopping(world)) == BackInInbox()
+    assert numbers(world.inbox.path / X) == before
+    assert world.journal.under_way() == []
+    assert world.service.requests == []
+    assert world.said() == []
+
+
 def test_a_stop_while_sending_gives_the_file_back(world: World) -> None:
     """Broken off before the last byte: the service can't have it, the row says so, and the file is back."""
     world.set_inbox(check=Check.NONE)
