@@ -55,7 +55,7 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 _TEXT = r"[^\x00-\x08\x0a-\x1f\x7f]*"
 _STATUS_LINE = re.compile(rf"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: {_TEXT})?")
-_FIELD = re.compile(rf"(?:([!#-'*+.^-z|~0-9A-Z-]+):|[ \t])({_TEXT})")  # else it continues the one before
+_FIELD = re.compile(rf"(?:([!#-'*+.^-z|~0-9A-Z-]+)[ \t]*:|[ \t])({_TEXT})")  # else it continues the one before
 _LENGTH = re.compile(r"Content-Length: ([0-9]{1,15})(?:, *\1)*")
 _CHUNK = re.compile(rf"([0-9A-Fa-f]{{1,15}})[ \t]*(?:;{_TEXT})?")
 
@@ -341,14 +341,19 @@ class Incoming:
             self.status = status
         wish = self._headers.get("connection", "").lower()
         self.leaves_open = "keep-alive" in wish if begun[1] == "0" else "close" not in wish
+        self.leaves_open &= "" not in self._headers
 
     def _read_fields(self) -> None:
+        """A line that is no header is kept under no name: an answer is not lost for it, only the connection."""
         self._headers, name = {}, ""
         for _ in range(_FIELDS_LIMIT + 1):
             line = self._line()
             if not line:
                 return
-            field = _as(_FIELD, line)
+            field = _FIELD.fullmatch(line)
+            if field is None:
+                self._headers[name := ""] = line
+                continue
             joint, value = ", " if field[1] else " ", field[2].strip(" \t")
             name = field[1].lower() if field[1] else name
             self._headers[name] = f"{self._headers[name]}{joint}{value}" if name in self._headers else value

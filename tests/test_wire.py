@@ -353,10 +353,6 @@ def test_which_answers_leave_the_connection_open(said: bytes, kept: bool) -> Non
 @pytest.mark.parametrize(
     "said",
     [
-        b"HTTP/1.1 200 OK\r\nNo header\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nName : x\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nA: b\rContent-Length: 0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nA: \0\r\n\r\n",
         b"HTTP/1.1 2000 OK\r\n\r\n",
         b"HTTP/2 200\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\n\r\nhello\r\n",
@@ -373,6 +369,25 @@ def test_what_is_no_http(said: bytes) -> None:
     """Where two readers could understand an answer differently, it is none."""
     with pytest.raises(Unread, match="is no HTTP"):
         incoming(said).read()
+
+
+@pytest.mark.parametrize("odd", [b"No header", b"A: b\rContent-Length: 0", b"A: \0", b": x"])
+def test_a_line_that_is_no_header_costs_the_connection_only(odd: bytes) -> None:
+    """What a middlebox puts between the headers is no reason to doubt what the service said."""
+    answer = incoming(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n%b\r\nRetry-After: 3\r\n\r\nok" % odd)
+    answer.read()
+    assert answer.answer
+    assert (answer.answer.status, answer.answer.body, answer.answer.retry_after) == (200, b"ok", "3")
+    assert not answer.leaves_open
+
+
+def test_a_blank_before_the_colon_is_no_part_of_the_name() -> None:
+    """As old servers write it."""
+    answer = incoming(b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok")
+    answer.read()
+    assert answer.answer
+    assert answer.answer.body == b"ok"
+    assert answer.leaves_open
 
 
 def test_trailers_without_end(clients: Clients, file_of: Files) -> None:
