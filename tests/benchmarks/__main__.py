@@ -1,4 +1,4 @@
-"""All benchmarks one after the other, about twenty minutes, and on what machine they ran."""
+"""All benchmarks one after the other, about twelve minutes, and on what machine they ran."""
 
 import os
 import platform

@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks import lab
 
 from sfwatch.app import SPARE_WORKERS
+from sfwatch.service import FILING
 
 FIXED_THREADS = 3
 """The loop, the signals, the events of the folders."""
@@ -56,7 +57,9 @@ def main() -> None:
                     sys.stdout.flush()
         for name, first, *later in zip(("memory", "descriptors", "threads"), *measured, strict=True):
             print(f"  {name}: {first:g} when warm, later at most {max(later):g} ({max(later) / first:.3f})")
-        print(f"  threads, if all workers have begun: {FIXED_THREADS + options.concurrency + SPARE_WORKERS}")
+        print(
+            f"  threads, if all workers have begun: {FIXED_THREADS + FILING * options.concurrency + SPARE_WORKERS}"
+        )
 
 
 if __name__ == "__main__":
