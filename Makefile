@@ -46,7 +46,7 @@ crash-test: $(STAMP) ## kill and fail every call of a delivery, cut the power (r
 	SFWATCH_SWEEP=full $(BIN)/pytest tests/crash
 
 .PHONY: bench soak
-bench: $(STAMP) ## all benchmarks, against curl and others, over TLS (root, Debian; twenty minutes)
+bench: $(STAMP) ## all benchmarks, against curl and others, over TLS (root, Debian; twelve minutes)
 	cd tests && ../$(BIN)/python -m benchmarks
 
 soak: $(STAMP) ## 50,000 files through one process: memory, descriptors and threads stay flat

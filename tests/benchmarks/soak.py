@@ -57,9 +57,8 @@ def main() -> None:
                     sys.stdout.flush()
         for name, first, *later in zip(("memory", "descriptors", "threads"), *measured, strict=True):
             print(f"  {name}: {first:g} when warm, later at most {max(later):g} ({max(later) / first:.3f})")
-        print(
-            f"  threads, if all workers have begun: {FIXED_THREADS + FILING * options.concurrency + SPARE_WORKERS}"
-        )
+        most = FIXED_THREADS + FILING * options.concurrency + SPARE_WORKERS
+        print(f"  threads, if all workers have begun: {most}")
 
 
 if __name__ == "__main__":
