@@ -65,11 +65,11 @@ def _world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture(autouse=True)
 def _no_leaked_descriptors() -> Iterator[None]:
-    before = _descriptors()
+    before = _descriptors()  # among them may be those of earlier tests that are not collected yet
     yield
-    if _descriptors() != before:
+    if _descriptors() > before:
         gc.collect()  # a response that failed is part of a cycle, and its socket with it
-    assert _descriptors() == before
+    assert _descriptors() <= before
 
 
 def _descriptors() -> int:
