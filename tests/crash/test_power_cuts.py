@@ -192,6 +192,18 @@ def _lasts_s(site: Site, forks: Forks) -> float:
     return lasts_s
 
 
+def _stop(pid: int) -> None:
+    """Let none of its threads run on; one that waits for a disk stops before it learns what came of it."""
+    with suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, signal.SIGSTOP)
+        world.wait_for(lambda: all(_state(task) in "TDZ" for task in Path(f"/proc/{pid}/task").iterdir()))
+
+
+def _state(task: Path) -> str:
+    """From proc(5), /proc/pid/stat: T is stopped, D waits for a disk."""
+    return (task / "stat").read_text().rpartition(") ")[2][0]
+
+
 def _cut(site: Site, disks: list[Disk], forks: Forks, lasts_s: float, luck: random.Random) -> list[str] | None:
     """What is wrong after a cut and a second run; None if the first had ended before."""
     site.make()
@@ -199,6 +211,7 @@ def _cut(site: Site, disks: list[Disk], forks: Forks, lasts_s: float, luck: rand
     uploads = luck.randrange(FILES)  # not a time: a machine that is busy now may be idle in a second
     world.wait_for(lambda: len(site.service.stored) >= uploads)
     time.sleep(luck.uniform(0.0, lasts_s / FILES))
+    _stop(pid)  # nobody acts any more once the power is gone, not even on a sync that ext4 calls done then
     for disk in luck.sample(disks, len(disks)):
         disk.cut()
     with suppress(ProcessLookupError):  # it had ended before
