@@ -10,6 +10,7 @@ Every end is one of the outcomes of `job.py`; deciding what follows from it is n
 """
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +26,7 @@ from sfwatch.job import (
     Task,
     Tools,
 )
-from sfwatch.journal import Delivery, State
+from sfwatch.journal import Delivery, IdKnownError, State
 from sfwatch.lost import clear_up
 from sfwatch.send import no_key, save_accepted, send
 from sfwatch.settings import Check
@@ -85,7 +86,8 @@ def _go_on(job: Job, tools: Tools, known: Delivery | None) -> Outcome:
 def _known(job: Job, tools: Tools) -> Delivery | None:
     """What is known of the file: what could not be written down last time is written down now."""
     if job.known is not None:
-        return save_accepted(tools, job.known) if job.known.state is State.ACCEPTED else save(tools, job.known)
+        with suppress(IdKnownError):  # then the journal's word counts
+            return save_accepted(tools, job.known)
     with storage(tools.state_dir):
         return tools.journal.find(str(job.inbox.path), job.name)
 

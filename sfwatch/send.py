@@ -206,10 +206,15 @@ def _accept(job: Job, tools: Tools, held: Held, verdict: Verdict, attempt: Attem
 
 
 def save_accepted(tools: Tools, known: Delivery) -> Delivery:
-    """A service that knows the bytes already may answer with the id that they have: then the row has none."""
+    """A service that knows the bytes already may answer with the id that they have: then the row has none.
+
+    Raises IdKnownError for an id out of a listing: there it is another file's, and tells nothing of this one.
+    """
     try:
         return save(tools, known)
     except IdKnownError:
+        if (known.answer or {}).get("recovered"):
+            raise
         return save(tools, replace(known, file_id=None))
 
 

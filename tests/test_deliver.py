@@ -236,6 +236,25 @@ def test_an_id_that_is_known_may_meet_a_full_disk(world: World) -> None:
     assert world.journal.under_way() == []
 
 
+def test_an_id_that_was_looked_up_and_is_another_files_by_now_is_not_taken(world: World) -> None:
+    """A full disk kept what was found in a listing: whose the id became meanwhile, that file has it."""
+    world.service.script.append(storing_then_answering(200, {"id": "file-same"}))
+    world.drop(X)
+    assert isinstance(world.deliver(X), Done)
+    world.drop("y.jsonl", batch(7))
+    world.claim("y.jsonl")
+    lost = world.row("y.jsonl", State.UNKNOWN)
+    kept = replace(
+        lost,
+        state=State.ACCEPTED,
+        answer={"data": {"id": "file-same"}, "recovered": True},
+        file_id="file-same",
+    )
+    assert isinstance(world.deliver("y.jsonl", settled=None, known=kept), LookAgain)
+    assert world.places("y.jsonl") == ["claims"]
+    assert world.known("y.jsonl").state is State.UNKNOWN
+
+
 @pytest.mark.parametrize(
     "name", ["a/b/x.jsonl", os.fsdecode(b"caf\xe9.jsonl"), "a\n\"b'.jsonl", "é" * 124 + ".jsonl"]
 )
