@@ -10,8 +10,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-LARGE = 512 * 1024
-"""Bytes from which on more cores are worth it: what is smaller is checked and sent in one piece."""
+from sfwatch.form import BLOCK
+
+LARGE = BLOCK
+"""Bytes from which on more cores are worth it: what is smaller is sent in one piece."""
 
 _ALL = os.sched_getaffinity(0)
 

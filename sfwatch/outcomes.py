@@ -48,16 +48,16 @@ OTHERS_ACCEPTED = 3
 
 def accepted(core: Core, key: Key) -> None:
     """The service has taken a file: the next one may go out while this one is filed away."""
-    for service in core.services.values():
-        if key in service.under_way:
-            service.accepted.add(key)
+    service = _sent_to(core, key)
+    if service is not None:
+        service.accepted.add(key)
 
 
 def finished(core: Core, key: Key, outcome: Outcome, now: float) -> None:
     """Take in what a worker answered."""
     job = core.under_way.pop(key)
     entry = core.table.get(key)
-    sent_to = next((it for it in core.services.values() if key in it.under_way), None)
+    sent_to = _sent_to(core, key)
     service = sent_to or core.service_of[key[0]]  # its inbox may go to another target by now
     for blocked in service.end(key, settled=_is_settled(outcome)):
         other = core.table.get(blocked)
@@ -80,6 +80,11 @@ def finished(core: Core, key: Key, outcome: Outcome, now: float) -> None:
         core.inboxes.unlock(w)
     if w.leaving:
         core.inboxes.forget_unclaimed(w)
+
+
+def _sent_to(core: Core, key: Key) -> Service | None:
+    """The target that a file under way goes to; None if its job needs nothing of one."""
+    return next((it for it in core.services.values() if key in it.under_way), None)
 
 
 def _tell_target(core: Core, service: Service, entry: Entry, outcome: Outcome, now: float) -> None:

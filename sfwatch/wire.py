@@ -47,9 +47,8 @@ with that leaves everybody guessing whether it was served."""
 _FIELDS_LIMIT = 100
 _HEADER_LIMIT = 1000
 _SAID_LIMIT = 300
-_PIECE = (
-    64 * 1024
-)  # no line is longer; and more than a TLS record, of which nothing must be left unseen by polls
+# No line is longer; and it is more than a TLS record, of which nothing must be left unseen by polls.
+_PIECE = 64 * 1024
 _HUNG_UP = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
