@@ -24,9 +24,9 @@ from sfwatch.job import Job, Tools
 from sfwatch.journal import SqliteJournal
 from sfwatch.logs import EventLog
 from sfwatch.reload import Fresh, Rejected
-from sfwatch.service import FILING, Plan
 from sfwatch.settings import Api, Config, Inbox
 from sfwatch.upload import Client, Pace
+from sfwatch.upstream import FILING, Plan
 from sfwatch.work import traceback_of
 
 SPARE_WORKERS = 2

@@ -14,11 +14,11 @@ from sfwatch.inboxes import Inboxes
 from sfwatch.job import Job
 from sfwatch.journal import Journal, JournalDamagedError
 from sfwatch.logs import EventLog
-from sfwatch.service import Service
 from sfwatch.settings import Config
 from sfwatch.storage import Storage
 from sfwatch.table import Key, Table
 from sfwatch.tally import Tally
+from sfwatch.upstream import Service
 from sfwatch.work import Accepted, Finished, Probed
 
 

@@ -20,10 +20,10 @@ from sfwatch.inboxes import Inboxes
 from sfwatch.journal import JournalDamagedError
 from sfwatch.logs import printable
 from sfwatch.reload import Fresh, Rejected
-from sfwatch.service import Plan, begin
 from sfwatch.snapshot import Publisher, View
 from sfwatch.storage import Storage
 from sfwatch.table import Key, Stage
+from sfwatch.upstream import Plan, begin
 from sfwatch.verdict import Blame
 from sfwatch.work import Accepted, Finished, Probed, ask, traceback_of
 

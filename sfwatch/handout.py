@@ -10,9 +10,9 @@ from sfwatch import target as rules
 from sfwatch.core import Core
 from sfwatch.job import Job, Task
 from sfwatch.journal import State
-from sfwatch.service import Service
 from sfwatch.settings import RemoteName
 from sfwatch.table import Entry, Stage
+from sfwatch.upstream import Service
 from sfwatch.verdict import remote_name
 from sfwatch.work import work
 

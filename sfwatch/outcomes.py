@@ -31,8 +31,8 @@ from sfwatch.job import (
     Unknown,
 )
 from sfwatch.journal import State
-from sfwatch.service import Service
 from sfwatch.table import Entry, Key, Stage
+from sfwatch.upstream import Service
 from sfwatch.verdict import Blame, Reason, Verdict, backoff_s
 from sfwatch.work import with_renewal
 

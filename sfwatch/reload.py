@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from sfwatch import handout
 from sfwatch.core import Core
-from sfwatch.service import Plan, Service, begin
 from sfwatch.settings import Config
 from sfwatch.table import Stage
+from sfwatch.upstream import Plan, Service, begin
 
 
 @dataclass(frozen=True, slots=True)

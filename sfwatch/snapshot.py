@@ -18,10 +18,10 @@ from sfwatch.inboxes import Inboxes
 from sfwatch.job import Deferred, Job, Task
 from sfwatch.journal import State
 from sfwatch.logs import EventLog, printable
-from sfwatch.service import Service
 from sfwatch.settings import Config
 from sfwatch.storage import Storage
 from sfwatch.table import Entry, Key, Stage
+from sfwatch.upstream import Service
 from sfwatch.watch import Watched
 
 PAUSE_S = 1.0

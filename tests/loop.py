@@ -25,10 +25,10 @@ from sfwatch.daemon import Daemon
 from sfwatch.journal import Delivery, SqliteJournal
 from sfwatch.logs import ALWAYS, EVENTS, TERMINAL, EventLog, event_log
 from sfwatch.reload import Fresh, Rejected
-from sfwatch.service import Plan
 from sfwatch.settings import Api, Config, Inbox, Uploads
 from sfwatch.standin import StandIn
 from sfwatch.table import Entry
+from sfwatch.upstream import Plan
 
 KEY = "sk-very-secret-0123456789"
 TURNS = 20_000

@@ -37,10 +37,10 @@ from sfwatch.daemon import Daemon
 from sfwatch.journal import Delivery, SqliteJournal
 from sfwatch.logs import event_log
 from sfwatch.reload import Fresh
-from sfwatch.service import Plan
 from sfwatch.settings import Api, Config, Inbox, Uploads
 from sfwatch.standin import Reply, Stored, reply
 from sfwatch.table import Stage
+from sfwatch.upstream import Plan
 from sfwatch.verdict import Answer, Attempt, Trouble
 
 KEY = "sk-simulated-0123456789"

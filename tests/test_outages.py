@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from simulation import HELD_REQUESTS, HONEST, KEY, NOT_STORED, STORED, Disk, Manner, World
 
-from sfwatch.service import AHEAD
+from sfwatch.upstream import AHEAD
 
 FILES = 200
 HOURS = 6

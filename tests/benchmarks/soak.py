@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks import lab
 
 from sfwatch.app import SPARE_WORKERS
-from sfwatch.service import FILING
+from sfwatch.upstream import FILING
 
 FIXED_THREADS = 3
 """The loop, the signals, the events of the folders."""

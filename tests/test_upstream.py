@@ -12,9 +12,9 @@ import pytest
 from sfwatch import target as rules
 from sfwatch.job import Tools
 from sfwatch.logs import event_log
-from sfwatch.service import Service
 from sfwatch.settings import Uploads
 from sfwatch.target import Target
+from sfwatch.upstream import Service
 
 NUMBERS = itertools.count()
 HOLD = ("unauthorized", "401")
