@@ -30,6 +30,7 @@ types: $(STAMP) ## mypy, strict
 	$(BIN)/mypy
 
 unit: $(STAMP) ## the tests
+	$(BIN)/python tests/programs.py
 	$(BIN)/pytest
 
 schema: $(STAMP) ## write config/sfwatch.schema.json, and the README's table of keys, from the code

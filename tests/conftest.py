@@ -1,10 +1,13 @@
-"""Fixtures of the tests that upload: clients, files, certificates, and an environment that is nobody's."""
+"""Fixtures of the tests that upload: clients, files, certificates, and an environment that is nobody's.
+
+In CI a skipped test is a failure, since nobody reads why it was skipped.
+"""
 
 import gc
 import os
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,31 @@ from sfwatch.upload import Client
 
 # CI tries the same histories each time, so that a change is judged by what it changes; elsewhere, new ones.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
-if os.environ.get("CI"):
+IN_CI = bool(os.environ.get("CI"))
+if IN_CI:
     hypothesis.settings.load_profile("ci")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """In CI; a test that is expected to fail, and does, was not skipped."""
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        where = report.longrepr if isinstance(report.longrepr, tuple) else (report.nodeid, 0, report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"{where[0]}:{where[1]}: in CI nothing may be skipped: {where[2]}"
 
 
 @pytest.fixture

@@ -1,9 +1,13 @@
-"""Programs that a test needs and the machine may lack: they are installed from Debian, once, by that test."""
+"""Programs that a test needs and the machine may lack: they are installed from Debian, once, by that test.
+
+As a script it installs what all tests need, in one go; without root or apt it says what is missing.
+"""
 
 import fcntl
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +21,7 @@ PACKAGES = {
     "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
     "nsenter": "util-linux",
+    "promtool": "prometheus",
     "scp": "openssh-client",
     "sftp": "openssh-client",
     "sshd": "openssh-server",
@@ -26,18 +31,40 @@ PACKAGES = {
 }
 """Where a command comes from, if its package is not called like it."""
 
+ALL = (
+    "bindfs",
+    "curl",
+    "faketime",
+    "logrotate",
+    "nginx",
+    "openssl",
+    "rsync",
+    "sshfs",
+    "strace",
+    "tar",
+    "vim",
+    "wget",
+    *PACKAGES,
+)
+
 
 def need(*commands: str) -> None:
     """Install what is missing; without root or apt the test is skipped, and says what it lacks."""
-    if not _missing(commands):
-        return
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        pytest.skip(f"it needs {', '.join(_missing(commands))}, and can't install that: no root, or no apt-get")
+    lacking = install(*commands)
+    if lacking:
+        pytest.skip(f"it needs {', '.join(lacking)}, and can't install that: no root, or no apt-get")
+
+
+def install(*commands: str) -> list[str]:
+    """Install what is missing, where that can be done; return what is missing all the same."""
+    if not _missing(commands) or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return _missing(commands)
     with _alone():
         packages = sorted({PACKAGES.get(command, command) for command in _missing(commands)})
         if packages:
             _install(packages)
     assert not _missing(commands)
+    return []
 
 
 def path_of(command: str) -> str:
@@ -65,3 +92,9 @@ def _install(packages: list[str]) -> None:
     subprocess.run(["apt-get", "update", "-qq"], check=True, capture_output=True, env=quiet)
     install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
     subprocess.run(install, check=True, capture_output=True, env=quiet)
+
+
+if __name__ == "__main__":
+    lacking = install(*ALL)
+    if lacking:
+        sys.stderr.write(f"Tests that need {', '.join(lacking)} are skipped: no root, or no apt-get.\n")
