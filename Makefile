@@ -42,6 +42,10 @@ picture: $(STAMP) ## draw docs/demo.svg, the README's picture, from a run of the
 session: $(STAMP) ## a whole session over TLS with a 1 GB file (root, Debian), with its figures
 	$(BIN)/python tests/session.py
 
+.PHONY: walks
+walks: $(STAMP) ## 2,000 random histories of the whole daemon, and 100 walks of each model (half an hour)
+	SFWATCH_WALKS=2000 $(BIN)/pytest tests/test_simulation.py tests/test_lost_answers_model.py tests/test_refusals_model.py
+
 .PHONY: crash-test
 crash-test: $(STAMP) ## kill and fail every call of a delivery, cut the power (root, a C compiler, half an hour)
 	SFWATCH_SWEEP=full $(BIN)/pytest tests/crash
@@ -57,9 +61,13 @@ soak: $(STAMP) ## 50,000 files through one process: memory, descriptors and thre
 burst-test: $(STAMP) ## 20,000 files into a stopped process and 60,000 into a running one (ten minutes)
 	SFWATCH_BURST=full $(BIN)/pytest tests/watching -k burst
 
+.PHONY: peers
+peers: $(STAMP) ## other people's Files servers from PyPI, with lost answers: docs/peers.md (five minutes)
+	cd tests && ../$(BIN)/python -m peers
+
 format: $(STAMP) ## put the code into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean: ## forget the virtual environment and all caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

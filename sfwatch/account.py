@@ -6,13 +6,9 @@ from urllib.parse import urlsplit
 
 from sfwatch import __version__, key, verdict
 from sfwatch.notes import Level, Note
-from sfwatch.reconcile import skew_s
 from sfwatch.settings import Api, Config
 from sfwatch.upload import Client
-from sfwatch.verdict import Blame
-
-SKEW_TOLD_S = 5.0
-"""Seconds by which two clocks may differ without a word; `Date` itself counts whole seconds."""
+from sfwatch.verdict import FILE_STATUSES, Blame, Reason
 
 PATIENCE_S = 30.0
 """The longest wait for the service's answer: somebody sits there and waits as well."""
@@ -49,7 +45,7 @@ def _host(api: Api) -> str:
 
 
 def listing(api: Api, purpose: str, secret: key.Key, *, wall: Callable[[], float]) -> list[Note]:
-    """Ask for one listing, and judge it as the daemon would; compare the clocks."""
+    """Ask for one listing, and judge it as the daemon would."""
     patient = replace(api, read_timeout_s=min(api.read_timeout_s, PATIENCE_S))
     client = Client(patient, connections=1, user_agent=f"sfwatch/{__version__}")
     try:
@@ -58,30 +54,18 @@ def listing(api: Api, purpose: str, secret: key.Key, *, wall: Callable[[], float
         client.close()
     now, about = wall(), f"service {client.host}"
     judged = verdict.judge_listing(attempt, host=client.host, reached_before=False, wall=now)
-    notes = [Note(_level(judged), about, judged.detail)]
-    skew = skew_s(attempt.answer.date, wall=now) if attempt.answer else None
-    wrong = clocks(skew) if skew is not None else None
-    return [*notes, Note(Level.WARNING, about, wrong)] if wrong else notes
+    return [Note(_level(judged), about, judged.detail)]
 
 
 def _level(judged: verdict.Verdict) -> Level:
     if judged.unreachable:
         return Level.UNAVAILABLE
     match judged.blame:
+        case Blame.ACCEPTED if judged.reason == Reason.NO_LISTING and judged.http_status in FILE_STATUSES:
+            return Level.FINDING  # it is refused: the daemon goes on and looks at the answer to an upload
         case Blame.ACCEPTED:
             return Level.OK
         case Blame.NOT_NOW:
             return Level.UNAVAILABLE
         case _:
             return Level.FINDING
-
-
-def clocks(skew: float) -> str | None:
-    """What to say if the service's clock is `skew` seconds ahead of ours."""
-    if abs(skew) <= SKEW_TOLD_S:
-        return None
-    side = "behind" if skew > 0 else "ahead of"
-    return (
-        f"this machine's clock is {abs(skew):.0f} s {side} the service's: set it"
-        " (timedatectl set-ntp true); lost uploads are looked up by their times"
-    )

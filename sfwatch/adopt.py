@@ -1,9 +1,8 @@
 """What a crash, a lost inbox or another instance left claimed is found again, with all that is known of it.
 
-The claims themselves are the truth; the journal only says what is known about them. A claim of ours of which it
-knows nothing was never sent: the journal is written first. It may know it under another path, though: a folder
-can be moved with all that is in it. Of a claim that another instance left behind nothing is known, so it may
-have been sent at any time since it was claimed, and is looked up before anything is sent.
+The claims are the truth, and their listing is a hint: a job finds out what each is (`delivery.recovery`), and
+nothing is sent before one look-up. A claim stays in its claims folder. Those of another instance are worked on
+there, once it is certain that nobody else does.
 """
 
 import contextlib
@@ -22,52 +21,135 @@ from sfwatch.watch import Watched
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A file that is under way. `claimed`: its claim is there; else a power cut may have undone it."""
+    """A file in progress. `claimed`: its claim is there; else a power cut may have undone it.
+
+    `is_past_known`: its claims folder began with our journal, so that a claim without a row was never sent.
+    """
 
     name: str
     known: Delivery | None
+    claims: str
     claimed: bool
+    is_past_known: bool
 
 
 def leftovers(
-    w: Watched, journal: Journal, *, paths: Collection[str], state_dir: Path, log: EventLog, now: float
+    w: Watched, journal: Journal, *, paths: Collection[str], state_dir: Path, log: EventLog
 ) -> list[Leftover]:
-    """Take over what lies claimed in an inbox, and return it; `now` is the wall clock's, `paths` all inboxes'.
+    """Return what is in progress in an inbox, claims and rows; `paths` are those of all inboxes.
 
-    The lock on the claims is taken if there are any. Raises OSError, ClaimError and NotRegular for the inbox's
-    faults, StorageError for the state folder's.
+    Locks each claims folder that it takes files from. Rows that wait for a retry go to `w.waiting_rows`. Raises
+    OSError, ClaimError and NotRegular for the inbox's faults, StorageError for the state folder's.
     """
     inbox, instance = w.inbox, journal.instance
     _sweep(inbox)
-    if w.lock is None and (claim.claimed(inbox.path, instance) or claim.foreign(inbox.path, instance)):
-        w.lock = claim.lock(inbox.path, instance)
-    _adopt_foreign(w, journal, state_dir, log, now)
+    w.relist = False
+    w.foreign.clear()
+    held = claim.folders(inbox.path)
     with storage(state_dir):
-        under_way = journal.under_way()
-    rows = {d.name: d for d in under_way if d.inbox == str(inbox.path)}
-    homeless = [d for d in under_way if d.inbox not in paths and d.name not in rows]
-    rows |= _moved_here(inbox, journal, homeless, state_dir)
-    return [*_claimed(inbox, instance, rows), *_unclaimed(rows)]
+        in_progress = journal.under_way()
+    rows = {row.name: row for row in in_progress if row.inbox == str(inbox.path)}
+    homeless = [row for row in in_progress if row.inbox not in paths and row.name not in rows]
+    rows |= _moved_here(inbox, journal, homeless, held, state_dir)
+    own = claim.Owner(journal.machine, str(state_dir), journal.id)
+    found: dict[str, Leftover] = {}
+    for folder, names in held.items():
+        if not names or not _locked(w, journal, folder, own, len(names), log):
+            continue
+        owner = claim.owner_of(inbox.path, folder)
+        is_past_known = (folder if owner is None else owner.journal) == journal.id
+        for name in names:
+            row = rows.get(name)
+            elsewhere = row is not None and row.state is not State.WAITING and row.claims not in (None, folder)
+            if name in found or elsewhere:  # a name that is in progress elsewhere in the inbox waits
+                w.relist = True
+            elif _is_file(inbox, folder, name, rows, names):
+                if row is not None and row.state is State.WAITING and row.claims not in (None, folder):
+                    row = None
+                found[name] = Leftover(name, row, folder, claimed=True, is_past_known=is_past_known)
+    unfound = [row for name, row in rows.items() if name not in found]
+    w.waiting_rows, unclaimed = _without_claims(unfound, journal, held)
+    found |= unclaimed
+    w.foreign_told &= {folder for folder, names in held.items() if names}
+    ours = (folder for folder in sorted(held) if folder.startswith(f"{instance}-"))
+    w.claims_folder = next((folder for folder in ours if _is_owned(inbox, folder, own)), None)
+    return list(found.values())
+
+
+def _without_claims(
+    rows: Collection[Delivery], journal: Journal, held: Collection[str]
+) -> tuple[list[Delivery], dict[str, Leftover]]:
+    """The rows of files that may have vanished from their inbox, and those of files that are in progress.
+
+    Where the claims folder of a row is missing, this may be another inbox, as the folder below a mount is: no
+    file has vanished from that one.
+    """
+    waiting: list[Delivery] = []
+    unclaimed: dict[str, Leftover] = {}
+    for row in rows:
+        folder = row.claims or journal.id  # an earlier version named its folder so
+        if folder in held and row.state in (State.WAITING, State.DOUBTED):
+            waiting.append(row)
+        elif row.state is not State.WAITING:
+            unclaimed[row.name] = Leftover(row.name, row, folder, claimed=False, is_past_known=True)
+    return waiting, unclaimed
+
+
+def _is_owned(inbox: Inbox, folder: str, own: claim.Owner) -> bool:
+    """Whether it was made by this state folder, and not by one that this is a copy of."""
+    owner = claim.owner_of(inbox.path, folder)
+    return owner is not None and (owner.machine, owner.state_dir) == (own.machine, own.state_dir)
+
+
+def _locked(w: Watched, journal: Journal, folder: str, own: claim.Owner, waiting: int, log: EventLog) -> bool:
+    """Whether we hold the lock of a claims folder; that another process does is reported once."""
+    if folder in w.locks:
+        return True
+    path = w.inbox.path
+    try:
+        if claim.is_ours(folder, journal.instance):
+            w.locks[folder] = claim.lock(path, folder)
+        else:
+            w.locks[folder] = claim.lock_foreign(
+                path, folder, ours=own, instance=journal.instance, former=journal.former
+            )
+    except (BlockingIOError, claim.ClaimError) as error:
+        detail = (
+            error.detail if isinstance(error, claim.ClaimError) else "another process works on these claims"
+        )
+        if isinstance(error, claim.ClaimError) and error.reason != "foreign":
+            raise
+        w.foreign.add(folder)
+        if folder not in w.foreign_told:
+            w.foreign_told.add(folder)
+            log("claim.foreign", inbox=w.inbox.name, instance=folder, waiting=waiting, detail=detail)
+        return False
+    w.foreign_told.discard(folder)
+    return True
 
 
 def _moved_here(
-    inbox: Inbox, journal: Journal, homeless: Collection[Delivery], state_dir: Path
+    inbox: Inbox,
+    journal: Journal,
+    homeless: Collection[Delivery],
+    held: Mapping[str, list[str]],
+    state_dir: Path,
 ) -> dict[str, Delivery]:
     """The rows of claims that were written while the inbox had another path: they are its own from now on."""
-    claimed = claim.claimed(inbox.path, journal.instance) if homeless else []
-    moved = {}
-    for known in homeless:
-        if known.name in claimed and known.name not in moved and _is_of(inbox, journal.instance, known):
+    moved: dict[str, Delivery] = {}
+    for row in homeless:
+        folder = row.claims or journal.id
+        if row.name in held.get(folder, ()) and row.name not in moved and _is_of(inbox, folder, row):
             with storage(state_dir):
-                moved[known.name] = journal.save(replace(known, inbox=str(inbox.path)))
+                moved[row.name] = journal.save(replace(row, inbox=str(inbox.path)))
     return moved
 
 
-def _is_of(inbox: Inbox, instance: str, known: Delivery) -> bool:
+def _is_of(inbox: Inbox, folder: str, row: Delivery) -> bool:
     """Whether the claim of that name is the file of this row; a copy on another disk has the same time."""
-    with claim.place(inbox.path, instance, known.name) as (folder, base):
-        st = files.lstat(base, dir_fd=folder)
-    return (st.st_size, st.st_mtime_ns) == (known.size, known.mtime_ns)
+    with claim.place(inbox.path, folder, row.name) as (fd, base):
+        st = files.lstat(base, dir_fd=fd)
+    return (st.st_size, st.st_mtime_ns) == (row.size, row.mtime_ns)
 
 
 def _sweep(inbox: Inbox) -> None:
@@ -77,72 +159,31 @@ def _sweep(inbox: Inbox) -> None:
             files.sweep_temporaries(fd)
 
 
-def _claimed(inbox: Inbox, instance: str, rows: dict[str, Delivery]) -> Iterator[Leftover]:
-    known = dict(rows)
-    for name in claim.claimed(inbox.path, instance):
-        if _is_file(inbox, instance, name, known):
-            yield Leftover(name, rows.pop(name, None), claimed=True)
-
-
-def _unclaimed(rows: Mapping[str, Delivery]) -> Iterator[Leftover]:
-    """Rows whose claim is not there. Those that wait went back to their inbox, where they are seen anyway."""
-    for name, known in rows.items():
-        if known.state is not State.WAITING:
-            yield Leftover(name, known, claimed=False)
-
-
-def _is_file(inbox: Inbox, instance: str, name: str, rows: Mapping[str, Delivery]) -> bool:
+def _is_file(
+    inbox: Inbox, folder: str, name: str, rows: Mapping[str, Delivery], names: Collection[str]
+) -> bool:
     """Whether a claim is a file's, not a marker's, and the settings take it or it may have been sent.
 
-    What is neither goes back, but for the marker of a file that is claimed, or has gone ahead.
+    What is neither is released, but for the marker of a file that is claimed, or has gone ahead.
     """
     if name in rows or arrive.candidate(name, inbox):
         return True
-    theirs = (known.name for known in rows.values() if known.marker and name == known.name + known.marker)
+    theirs = (row.name for row in rows.values() if row.marker and name == row.name + row.marker)
     file = next(theirs, name.removesuffix(inbox.settle_marker or ""))
-    known = rows.get(file)
-    ahead = known is not None and known.state in (State.ACCEPTED, State.REFUSED)
-    if file == name or not (ahead or file in claim.claimed(inbox.path, instance)):
+    row = rows.get(file)
+    ahead = row is not None and row.state in (State.ACCEPTED, State.REFUSED)
+    if file == name or not (ahead or file in names):
         with contextlib.suppress(OSError):
-            claim.give_back(inbox.path, instance, name)
+            claim.give_back(inbox.path, folder, name)
     return False
 
 
-def _adopt_foreign(w: Watched, journal: Journal, state_dir: Path, log: EventLog, now: float) -> None:
-    """Take over the claims of instances that have ended."""
-    inbox, instance = w.inbox, journal.instance
-
-    def note(name: str, st: os.stat_result) -> None:
-        if inbox.settle_marker is not None and name.endswith(inbox.settle_marker):
-            return  # a marker is never sent
-        with storage(state_dir):
-            _note_unheard_of(journal, inbox, name, st, now)
-
-    for other, names in claim.foreign(inbox.path, instance).items():
-        former = other in journal.former
+def vanished(w: Watched) -> Iterator[Delivery]:
+    """The rows that wait for a retry whose file is neither claimed nor in its inbox any more."""
+    for row in w.waiting_rows:
         try:
-            claim.adopt_foreign(inbox.path, instance, other, former=former, note=note)
-            w.foreign_told.discard(other)
-        except claim.ClaimError as error:
-            if other not in w.foreign_told:
-                w.foreign_told.add(other)
-                waiting = len(names)
-                log("claim.foreign", inbox=inbox.name, instance=other, waiting=waiting, detail=error.detail)
-
-
-def _note_unheard_of(journal: Journal, inbox: Inbox, name: str, st: os.stat_result, now: float) -> None:
-    """Write down, before the claim is ours, what it tells: since its last rename it may have been sent."""
-    unheard_of = Delivery(
-        inbox=str(inbox.path),
-        name=name,
-        state=State.UNKNOWN,
-        dev=st.st_dev,
-        ino=st.st_ino,
-        size=st.st_size,
-        mtime_ns=st.st_mtime_ns,
-        attempts=1,
-        windows=((st.st_ctime, now),),
-    )
-    known = journal.find(unheard_of.inbox, name)
-    if known is None or known.state is State.WAITING:
-        journal.save(unheard_of)
+            os.lstat(w.inbox.path / row.name)
+        except (FileNotFoundError, NotADirectoryError):
+            yield row
+        except OSError:
+            continue

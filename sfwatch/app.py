@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from types import FrameType
@@ -39,21 +39,6 @@ Reread = Callable[[], Config]
 """Reads the configuration anew. Raises ConfigError."""
 
 
-@dataclass(slots=True)
-class Switch:
-    """Turned on once, by the main thread; seen by every worker between two blocks."""
-
-    on: bool = False
-
-    def turn_on(self) -> None:
-        """Tell the workers to break off."""
-        self.on = True
-
-    def is_on(self) -> bool:
-        """Return whether workers are to break off."""
-        return self.on
-
-
 @contextmanager
 def daemon(
     config: Config, *, log: EventLog, environ: Mapping[str, str], reread: Reread | None = None
@@ -69,8 +54,8 @@ def daemon(
     try:
         mailbox: Mailbox = queue.SimpleQueue()
         doorbell = arrive.Doorbell(mailbox.put)
-        switch = Switch()
-        plans = _plans(config, journal, log, environ, switch.is_on)
+        stop = threading.Event()  # set once: every worker looks at it between two blocks
+        plans = _plans(config, journal, log, environ, stop)
         _say_first(config, journal, log, environ)
         try:
             yield Daemon(
@@ -85,8 +70,8 @@ def daemon(
                 clock=time.monotonic,
                 wall=time.time,
                 luck=random.random,
-                abort=switch.turn_on,
-                reread=reread and partial(_reread, reread, config, journal, log, environ, switch.is_on),
+                abort=stop.set,
+                reread=reread and partial(_reread, reread, config, journal, log, environ, stop),
             )
         finally:
             doorbell.close()
@@ -105,7 +90,7 @@ def _plans(
     journal: SqliteJournal,
     log: EventLog,
     environ: Mapping[str, str],
-    stop: Callable[[], bool],
+    stop: threading.Event,
 ) -> tuple[Plan, ...]:
     pace = Pace(config.uploads.max_rate) if config.uploads.max_rate is not None else None
     return tuple(
@@ -124,7 +109,8 @@ def _plans(
                 environ=environ,
                 clock=time.monotonic,
                 wall=time.time,
-                stop=stop,
+                stop=stop.is_set,
+                sleep=stop.wait,
                 pace=pace,
                 gate=threading.Semaphore(config.uploads.concurrency),
             ),
@@ -157,7 +143,7 @@ def _reread(
     journal: SqliteJournal,
     log: EventLog,
     environ: Mapping[str, str],
-    stop: Callable[[], bool],
+    stop: threading.Event,
 ) -> Fresh | Rejected:
     """Read the settings anew and make ready what they ask for; some keys take a restart."""
     try:
@@ -177,7 +163,7 @@ def _say_first(config: Config, journal: SqliteJournal, log: EventLog, environ: M
     if aside is not None:
         detail = (
             f"it is {aside.reason} ({aside.detail}) and lies as {aside.path} now; a new one was begun."
-            " Files that were under way are looked up in the service's listing; tries are counted anew"
+            " Files that were under way are looked up in the service's listing; tries are counted from zero"
         )
         log("journal.set_aside", path=aside.path, reason=aside.reason, detail=detail)
     _warn_of_keys(config, log, environ)

@@ -1,27 +1,35 @@
-"""A file that is being worked on lies where nobody else can reach it: `<inbox>/.sfwatch/<instance>/<name>`.
+"""A file in progress lies where nobody else can reach it: `<inbox>/.sfwatch/<claims folder>/<name>`.
 
 The folder is on the inbox's own mount and ours alone (0700), so a claim is one rename: who comes back by the
-old name makes a new file, a replacement can't hit the one under way, and two daemons can't take the same one.
+old name makes a new file, a replacement can't hit the one in progress, and two daemons can't take the same one.
 Only names below the inbox are distrusted; its own path is the administrator's and may lead through links.
+
+A daemon has one claims folder in an inbox, `<instance>-<6 hex>`; `<folder>.owner` beside it says whose it is.
+It is made once, under a random name, and never removed or made again: where it is missing, this is another
+inbox (or filesystem) than the one that the claims were made in. A claim never changes its claims folder.
 
 Descriptors of these folders live for one call only. The exception is `lock`, for as long as there are claims.
 """
 
 import errno
 import fcntl
+import json
 import os
 import pwd
+import re
 import secrets
+import shlex
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sfwatch import files
 
 FOLDER = ".sfwatch"
-"""The folder at the top of an inbox that holds the claims of all instances."""
+"""The folder at the top of an inbox that holds the claims folders of all instances."""
 
 _PRIVATE = 0o700
 _NOT_OURS_TO_MOVE = frozenset({errno.EPERM, errno.EACCES, errno.EROFS, errno.EXDEV})
@@ -32,7 +40,10 @@ _READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ClaimError(Exception):
-    """Why a file can't be had: `reason` is namesake, cannot_move, unsafe or foreign; `detail` is for people."""
+    """Why a file can't be had; `detail` is for people.
+
+    `reason` is namesake, cannot_move, unsafe, foreign, or inbox_away where the claims folder is not there.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -44,58 +55,171 @@ class _TidiedAwayError(Exception):
     """A folder among the claims came or went under our hands: to be tried again."""
 
 
-def claims_folder(inbox: Path, instance: str) -> Path:
-    return inbox / FOLDER / instance
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a claims folder is. `machine` is None or "" if it has no id, `journal` is None if it is unknown.
+
+    `adopted_by`: the instance that a person gave these claims to, with `sfwatch adopt`.
+    """
+
+    machine: str | None
+    state_dir: str
+    journal: str | None
+    adopted_by: str | None = None
 
 
-def prepare(inbox: Path, instance: str) -> None:
-    """Make the folder for claims, or see that the one there is safe.
+def claims_folder(inbox: Path, folder: str) -> Path:
+    return inbox / FOLDER / folder
+
+
+def own_folder(inbox: Path, instance: str, owner: Owner) -> str:
+    """Find the claims folder of this instance by its owner (whatever its journal), or make one.
 
     ClaimError: "unsafe" with what to do, or "cannot_move" if the inbox is not ours to write to.
     FileNotFoundError if the inbox is gone; other OSErrors, as a full disk, unchanged.
     """
-    with files.trusted_folder(inbox) as top, _ours(inbox, instance, top, make=True):
-        pass
+    with files.trusted_folder(inbox) as top, _private(inbox / FOLDER, top, make=True) as outer:
+        for folder in sorted(os.listdir(outer)):  # noqa: PTH208 (by descriptor)
+            known = owner_of(inbox, folder) if folder != instance and is_ours(folder, instance) else None
+            if known is not None and (known.machine, known.state_dir) == (owner.machine, owner.state_dir):
+                with _private(claims_folder(inbox, folder), outer):
+                    return folder
+        while files.exists(folder := f"{instance}-{secrets.token_hex(3)}", dir_fd=outer):
+            pass
+        write_owner(inbox, folder, owner)  # before the folder is there to be used
+        try:
+            with _private(claims_folder(inbox, folder), outer, make=True):
+                return folder
+        except BaseException:
+            os.unlink(f"{folder}.owner", dir_fd=outer)
+            raise
 
 
-def take(inbox: Path, instance: str, name: str) -> None:
+def is_ours(folder: str, instance: str) -> bool:
+    """Whether a claims folder is that of this instance, or the one that version 0.1.0 made for it."""
+    return re.fullmatch(f"{re.escape(instance)}(-[0-9a-f]{{6}})?", folder) is not None
+
+
+def folders(inbox: Path) -> dict[str, list[str]]:
+    """Every claims folder, and the sorted relative names of the regular files in it."""
+    found = {}
+    with files.trusted_folder(inbox) as top, suppress(FileNotFoundError), _private(inbox / FOLDER, top) as fd:
+        for folder in os.listdir(fd):  # noqa: PTH208 (by descriptor)
+            with suppress(FileNotFoundError):  # `sfwatch check` puts a file there for a moment
+                if stat.S_ISDIR(files.lstat(folder, dir_fd=fd).st_mode):
+                    with _private(claims_folder(inbox, folder), fd) as held:
+                        found[folder] = sorted(_listed(held)[0])
+    return found
+
+
+def owner_of(inbox: Path, folder: str) -> Owner | None:
+    """What the `.owner` of a claims folder says; None if there is none that can be read and makes sense."""
+    try:
+        with files.trusted_folder(inbox) as top, _private(inbox / FOLDER, top) as outer:
+            with files.regular(f"{folder}.owner", dir_fd=outer) as fd:
+                text = os.read(fd, 2**16) if os.fstat(fd).st_uid == os.geteuid() else b""
+        known = json.loads(text)
+        machine, state_dir, journal = known["machine"], known["state_dir"], known["journal"]
+        adopted_by = known.get("adopted_by")
+    except (OSError, files.NotRegular, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    maybe = (machine, journal, adopted_by)
+    if isinstance(state_dir, str) and all(isinstance(text, str | None) for text in maybe):
+        return Owner(machine, state_dir, journal, adopted_by)
+    return None
+
+
+def write_owner(inbox: Path, folder: str, owner: Owner) -> None:
+    """Say durably, in the place of what was said before, whose a claims folder is."""
+    with files.trusted_folder(inbox) as top, _private(inbox / FOLDER, top) as outer:
+        with files.temporary(outer) as (fd, made):
+            files.write_all(fd, json.dumps(asdict(owner)).encode())
+            os.fsync(fd)
+            os.rename(made, f"{folder}.owner", src_dir_fd=outer, dst_dir_fd=outer)
+        files.sync_folder(outer)
+
+
+def lock(inbox: Path, folder: str) -> int:
+    """A descriptor whose flock says that the claims in a folder are being worked on; close it to let go.
+
+    To be held before the first claim until there are none, and not longer: while it is open the inbox can't
+    be unmounted. BlockingIOError if it is held already, by this process as well. FileNotFoundError.
+    """
+    held = _open_ours(inbox, folder, None)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        files.close(held)
+        raise
+    return held
+
+
+def lock_foreign(inbox: Path, folder: str, *, ours: Owner, instance: str, former: Collection[str]) -> int:
+    """The `lock` of a folder that another instance has left, if its claims may be worked on where they are.
+
+    ClaimError("foreign") if the other one runs, or might run where we can't see it: flock reaches other hosts
+    on no filesystem that can be relied on. It is dead if it was ourselves, by its owner or (for the folders of
+    version 0.1.0, which have none) by `former`, or if a person says so.
+    """
+    fs_type, owner = files.mount_of(inbox).fs_type, owner_of(inbox, folder)
+    path = shlex.quote(str(claims_folder(inbox, folder)))
+    theirs = owner and (owner.machine, owner.state_dir)
+    was_us = owner is not None and bool(owner.machine) and theirs == (ours.machine, ours.state_dir)
+    adopted = owner is not None and owner.adopted_by == instance
+    if not (was_us or adopted or folder in former or fs_type in files.LOCAL_FILESYSTEMS):
+        whose = f"with state_dir {owner.state_dir}" if owner else "that is not known"
+        raise ClaimError(
+            "foreign",
+            f"claimed by a daemon {whose}, which may run on another machine: on {fs_type} that can't be seen"
+            f" from here; once it is gone for good, run: sfwatch adopt {path}",
+        )
+    try:
+        return lock(inbox, folder)
+    except BlockingIOError:
+        text = f"another process works on the claims in {path}: wait until it has ended, or stop it"
+        raise ClaimError("foreign", text) from None
+
+
+def take(inbox: Path, folder: str, name: str) -> None:
     """Claim a file by its relative name, durably.
 
     FileNotFoundError: it (or the inbox) is gone. NotRegular: it is no regular file, or a link leads to it.
     ClaimError: "namesake" while we hold one of that name, "cannot_move" with the right that is missing,
-    "unsafe" if the folder for claims is not ours alone. Other OSErrors, as a full disk, unchanged; where
-    making the claim durable fails (EIO), it is made all the same.
+    "unsafe" if the claims folder is not ours alone, "inbox_away" if it is not there (it is never made again).
+    Other OSErrors, as a full disk, unchanged; where making the claim durable fails (EIO), it is made still.
     """
-    fd = take_and_open(inbox, instance, name)
+    fd = take_and_open(inbox, folder, name)
     if fd is not None:
         files.close(fd)
 
 
-def take_and_open(inbox: Path, instance: str, name: str) -> int | None:
+def take_and_open(inbox: Path, folder: str, name: str) -> int | None:
     """`take`, and the file open for reading; None if that can't be had: `open_claimed` says why."""
-    _require_outside(name)
-    for _ in range(_TRIES):  # another thread may tidy the folders for claims away while we are under way
-        with files.trusted_folder(inbox) as top, suppress(_TidiedAwayError):
-            return _taken_from(top, inbox, instance, name)
-    raise ClaimError("namesake", f"the folders for the claim of {name!r} are never left in peace")
-
-
-def _require_outside(name: str) -> None:
     if files.parts(name)[0] == FOLDER:
         raise ValueError(f"{name!r} is in the folder of claims itself")
+    with files.trusted_folder(inbox) as top:
+        try:
+            mine = _open_ours(inbox, folder, top)
+        except FileNotFoundError:
+            path = str(claims_folder(inbox, folder))
+            text = f"{path!r} is gone: {FOLDER} was removed, or another folder or disk lies where the inbox was"
+            raise ClaimError("inbox_away", text) from None
+        with files.Opened(mine, mine):
+            for _ in range(_TRIES):  # another thread may remove the empty sub-folders for claims meanwhile
+                with suppress(_TidiedAwayError):
+                    return _taken_from(top, mine, inbox, name)
+    raise ClaimError("namesake", f"the sub-folders for the claim of {name!r} keep disappearing")
 
 
-def _taken_from(top: int, inbox: Path, instance: str, name: str) -> int | None:
+def _taken_from(top: int, mine: int, inbox: Path, name: str) -> int | None:
     try:
         with files.parent(top, name) as (source, base):
             files.require_regular(files.lstat(base, dir_fd=source), name)
-            with _ours(inbox, instance, top, make=True) as mine:
-                return _taken(source, base, mine, inbox, name)
+            return _taken(source, base, mine, inbox, name)
     except PermissionError as error:
         folder = str((inbox / name).parent)
-        raise ClaimError(
-            "cannot_move", f"{folder!r} can't be opened: let our group read and enter it"
-        ) from error
+        text = f"{folder!r} can't be opened: let our group read and enter it"
+        raise ClaimError("cannot_move", text) from error
 
 
 def _taken(source: int, base: str, mine: int, inbox: Path, name: str) -> int | None:
@@ -132,13 +256,8 @@ def _rename(source: int, base: str, target: int) -> int | None:
         raise files.NotRegular(kind, base)
     files.sync_rename(source, target)
     with suppress(OSError):
-        return _open(base, target)
+        return os.open(base, _READING, dir_fd=target)
     return None
-
-
-def _open(base: str, folder: int) -> int:
-    """Open what was seen in our folder to be a regular file: nobody else can have put anything in its place."""
-    return os.open(base, _READING, dir_fd=folder)
 
 
 def _return_swapped(source: int, base: str, target: int) -> None:
@@ -153,31 +272,29 @@ def _return_swapped(source: int, base: str, target: int) -> None:
 def _tidied(mine: int, name: str) -> bool:
     """Whether it was only a left-over folder that had the name among the claims."""
     _discard_empty(mine)
-    try:
-        with files.parent(mine, name) as (target, base):
-            return not files.exists(base, dir_fd=target)
-    except FileNotFoundError:
-        return True
+    with suppress(FileNotFoundError), files.parent(mine, name) as (target, base):
+        return not files.exists(base, dir_fd=target)
+    return True
 
 
-def open_claimed(inbox: Path, instance: str, name: str) -> int:
+def open_claimed(inbox: Path, folder: str, name: str) -> int:
     """Open a claimed file for reading. FileNotFoundError, NotRegular, ClaimError("unsafe")."""
-    with place(inbox, instance, name) as (folder, base):
-        files.require_regular(files.lstat(base, dir_fd=folder), base)
-        return _open(base, folder)
+    with place(inbox, folder, name) as (fd, base):
+        files.require_regular(files.lstat(base, dir_fd=fd), base)
+        return os.open(base, _READING, dir_fd=fd)  # nobody else can have put anything in its place
 
 
 @contextmanager
-def place(inbox: Path, instance: str, name: str) -> Iterator[tuple[int, str]]:
+def place(inbox: Path, folder: str, name: str) -> Iterator[tuple[int, str]]:
     """The folder that a claimed file lies in, seen to be ours alone, and the file's own name: to move it from.
 
     Opened for this call only. FileNotFoundError, NotRegular, ClaimError("unsafe").
     """
-    with _ours(inbox, instance) as mine, files.parent(mine, name) as found:
+    with _ours(inbox, folder) as mine, files.parent(mine, name) as found:
         yield found
 
 
-def give_back(inbox: Path, instance: str, name: str) -> None:
+def give_back(inbox: Path, folder: str, name: str) -> None:
     """Put a claimed file back under its name, durably.
 
     A sub-folder that was removed meanwhile is made anew, with the permissions of the inbox. FileExistsError:
@@ -186,26 +303,22 @@ def give_back(inbox: Path, instance: str, name: str) -> None:
     """
     with (
         files.trusted_folder(inbox) as top,
-        _ours(inbox, instance, top) as mine,
+        _ours(inbox, folder, top) as mine,
         files.parent(mine, name) as (claim, base),
     ):
         files.lstat(base, dir_fd=claim)
         try:
-            _rename_home(claim, base, top, name)
+            with files.parent(top, name, make=stat.S_IMODE(os.fstat(top).st_mode)) as (home, _):
+                files.rename_noreplace(base, base, src_dir_fd=claim, dst_dir_fd=home)
+                files.sync_folder(home)
         except (FileNotFoundError, files.NotRegular):
             raise FileExistsError(errno.EEXIST, "something else has the name of its folder", name) from None
         files.sync_folder(claim)
 
 
-def _rename_home(claim: int, base: str, top: int, name: str) -> None:
-    with files.parent(top, name, make=stat.S_IMODE(os.fstat(top).st_mode)) as (home, _):
-        files.rename_noreplace(base, base, src_dir_fd=claim, dst_dir_fd=home)
-        files.sync_folder(home)
-
-
-def discard_empty_folders(inbox: Path, instance: str) -> None:
+def discard_empty_folders(inbox: Path, folder: str) -> None:
     """Remove what sub-folders are left empty among our claims, as far as possible. Never raises OSError."""
-    with suppress(OSError, ClaimError), _ours(inbox, instance) as mine:
+    with suppress(OSError, ClaimError), _ours(inbox, folder) as mine:
         _discard_empty(mine)
 
 
@@ -216,38 +329,11 @@ def _discard_empty(fd: int) -> None:
             os.rmdir(base, dir_fd=around)
 
 
-def claimed(inbox: Path, instance: str) -> list[str]:
-    """The relative names of the regular files that we hold in an inbox."""
-    with files.trusted_folder(inbox) as top:
-        if not files.exists(FOLDER, dir_fd=top):
-            return []
-        with _private(inbox / FOLDER, top) as outer:
-            return _held_by(outer, inbox, instance)
-
-
-def foreign(inbox: Path, instance: str) -> dict[str, list[str]]:
-    """What other instances hold in an inbox: instance to relative names, those without any left out."""
-    with files.trusted_folder(inbox) as top:
-        if not files.exists(FOLDER, dir_fd=top):
-            return {}
-        with _private(inbox / FOLDER, top) as outer:
-            others = sorted(set(os.listdir(outer)) - {instance})  # noqa: PTH208 (by descriptor)
-            held = {other: _held_by(outer, inbox, other) for other in others if _is_folder(outer, other)}
-    return {other: names for other, names in held.items() if names}
-
-
-def _is_folder(dir_fd: int, name: str) -> bool:
-    """False also if it is gone again: `sfwatch check` puts a file there for a moment."""
-    with suppress(FileNotFoundError):
-        return stat.S_ISDIR(files.lstat(name, dir_fd=dir_fd).st_mode)
-    return False
-
-
-def _held_by(outer: int, inbox: Path, instance: str) -> list[str]:
-    if not files.exists(instance, dir_fd=outer):
-        return []
-    with _private(claims_folder(inbox, instance), outer) as held:
+def claimed(inbox: Path, folder: str) -> list[str]:
+    """The sorted relative names of the regular files that are claimed in a folder."""
+    with files.trusted_folder(inbox) as top, suppress(FileNotFoundError), _ours(inbox, folder, top) as held:
         return sorted(_listed(held)[0])
+    return []
 
 
 def _listed(fd: int) -> tuple[list[str], list[str]]:
@@ -268,123 +354,46 @@ def _listed(fd: int) -> tuple[list[str], list[str]]:
     return regular, folders
 
 
-def lock(inbox: Path, instance: str) -> int:
-    """A descriptor whose flock says to other instances that our claims are alive; close it to let go.
-
-    To be held before the first claim or adoption and until there are none, and not longer: while it is open
-    the inbox can't be unmounted. BlockingIOError if it is held already, by this process as well.
-    """
-    with files.trusted_folder(inbox) as top:
-        held = _open_ours(inbox, instance, top, make=True)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        files.close(held)
-        raise
-    return held
-
-
-def adopt_foreign(
-    inbox: Path,
-    instance: str,
-    other: str,
-    *,
-    former: bool = False,
-    note: Callable[[str, os.stat_result], None] = lambda _name, _st: None,
-) -> dict[str, float]:
-    """Take over what another instance left behind when it ended.
-
-    Returns the names that are ours now, and since when each was claimed (seconds since the epoch): from then
-    on it may have been sent. `note` is told of each before it is ours, with its numbers as the other instance
-    left them: the time of its claim is lost by the taking.
-
-    A name that we hold ourselves stays there. ClaimError("foreign") if the other instance runs, or might run
-    where we can't see it: flock reaches other hosts on no filesystem that can be relied on. `former`: it is
-    known to have been ourselves, with a journal that is lost.
-    """
-    if not former:
-        _require_local(inbox)
-    with (
-        files.trusted_folder(inbox) as top,
-        _ours(inbox, instance, top, make=True) as mine,
-        _private(inbox / FOLDER, top) as outer,
-        _private(claims_folder(inbox, other), outer) as theirs,
-    ):
-        _require_ended(theirs, other)
-        found = {name: _adopted(theirs, mine, name, note) for name in sorted(_listed(theirs)[0])}
-        return {name: since for name, since in found.items() if since is not None}
-
-
-def _require_local(inbox: Path) -> None:
-    fs_type = files.mount_of(inbox).fs_type
-    if fs_type not in files.LOCAL_FILESYSTEMS:
-        raise ClaimError("foreign", f"on {fs_type} nobody can tell whether another host still works on them")
-
-
-def _require_ended(theirs: int, other: str) -> None:
-    try:
-        fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ClaimError("foreign", f"instance {other} is at work: {error.strerror}") from error
-
-
-def _adopted(theirs: int, mine: int, name: str, note: Callable[[str, os.stat_result], None]) -> float | None:
-    with (
-        suppress(FileExistsError, FileNotFoundError),
-        files.parent(theirs, name) as (source, base),
-        files.parent(mine, name, make=_PRIVATE) as (target, _),
-    ):
-        if files.exists(base, dir_fd=target):
-            return None
-        st = files.lstat(base, dir_fd=source)
-        note(name, st)
-        files.rename_noreplace(base, base, src_dir_fd=source, dst_dir_fd=target)
-        files.sync_rename(source, target)
-        return st.st_ctime
-    return None
-
-
-def _ours(inbox: Path, instance: str, top: int | None = None, *, make: bool = False) -> files.Opened[int]:
-    """Our own folder in the inbox, seen to be nobody else's; in `top`, where the inbox itself is open."""
-    fd = _open_ours(inbox, instance, top, make=make)
+def _ours(inbox: Path, folder: str, top: int | None = None) -> files.Opened[int]:
+    """A claims folder in the inbox, checked to be nobody else's; in `top`, where the inbox itself is open."""
+    fd = _open_ours(inbox, folder, top)
     return files.Opened(fd, fd)
 
 
-def _open_ours(inbox: Path, instance: str, top: int | None, *, make: bool = False) -> int:
+def _open_ours(inbox: Path, folder: str, top: int | None) -> int:
     path = f"{inbox}/{FOLDER}"
-    outer = _open_private(path, path if top is None else FOLDER, top, make=make)
+    outer = _open_private(path, path if top is None else FOLDER, top)
     try:
-        return _open_private(f"{path}/{instance}", instance, outer, make=make)
+        return _open_private(f"{path}/{folder}", folder, outer)
     finally:
         files.close(outer)
 
 
-def _private(path: Path, dir_fd: int) -> files.Opened[int]:
-    fd = _open_private(str(path), path.name, dir_fd)
+def _private(path: Path, dir_fd: int, *, make: bool = False) -> files.Opened[int]:
+    fd = _open_private(str(path), path.name, dir_fd, make=make)
     return files.Opened(fd, fd)
 
 
 def _open_private(path: str, name: str, dir_fd: int | None, *, make: bool = False) -> int:
     """Open a folder that must be ours alone; only the last component of its name is distrusted."""
-    fd = _open_folder(path, name, dir_fd, make=make)
-    try:
-        _require_private(os.fstat(fd), path)
-    except BaseException:
-        files.close(fd)
-        raise
-    return fd
-
-
-def _open_folder(path: str, name: str, dir_fd: int | None, *, make: bool) -> int:
     try:
         if make and dir_fd is not None:
-            return files.make_folder(dir_fd, name, _PRIVATE)
-        return files.open_sub_folder(name, dir_fd)
+            fd = files.make_folder(dir_fd, name, _PRIVATE)
+        else:
+            fd = files.open_sub_folder(name, dir_fd)
     except (OSError, files.NotRegular) as error:
         meaning = _no_folder(error, dir_fd, name, path)
         if meaning is None:
             raise
         raise meaning from error
+    try:
+        st = os.fstat(fd)
+        if st.st_uid != os.geteuid() or st.st_mode & 0o077:
+            raise ClaimError("unsafe", _not_private(st, path))  # noqa: TRY301
+    except BaseException:
+        files.close(fd)
+        raise
+    return fd
 
 
 def _no_folder(error: Exception, dir_fd: int | None, name: str, path: str) -> ClaimError | None:
@@ -399,11 +408,6 @@ def _no_folder(error: Exception, dir_fd: int | None, name: str, path: str) -> Cl
     if isinstance(error, OSError) and error.errno in _NOT_OURS_TO_MOVE and dir_fd is not None:
         return ClaimError("cannot_move", _why_not_made(error, dir_fd, path))
     return None
-
-
-def _require_private(st: os.stat_result, path: str) -> None:
-    if st.st_uid != os.geteuid() or st.st_mode & 0o077:
-        raise ClaimError("unsafe", _not_private(st, path))
 
 
 def _not_private(st: os.stat_result, path: str) -> str:

@@ -222,7 +222,9 @@ def log(path: Path | None, *, last: int | None, follow: bool, **wanted: Any) -> 
 def retry(
     path: Path | None, names: tuple[str, ...], *, all_of_them: bool, reason: str | None, inbox: str | None
 ) -> None:
-    """Put failed files back into their inbox; or send lost uploads again of which nobody can tell.
+    """Put failed files back into their inbox; or send uploads again whose outcome stays unknown.
+
+    A file whose claims folder is lost (the status says inbox_away) is given up.
 
     A NAME is that of a file in a failed folder, a path to it, or the name under which it was dropped. The
     reports are kept in .sfwatch-history beside where they were. It works with a running daemon and without.
@@ -238,6 +240,34 @@ def retry(
     settings = read_settings(path)
     require_owner(settings)
     sys.exit(_retry(settings, names, reason, inbox))
+
+
+@commands.command(short_help="Take over the claims of a daemon that is gone for good.")
+@_CONFIG
+@click.argument("folder", type=click.Path(path_type=Path))
+def adopt(path: Path | None, folder: Path) -> None:
+    """Take over the files that another daemon claimed, now that it is gone for good.
+
+    FOLDER is the path of a claims folder, as the event claim.foreign names it. Only you can know that its
+    daemon is dead: on a network filesystem it may run on another machine, and both would upload the same files.
+
+    Nothing is moved. The daemon takes over at its next scan, or at its start; it looks for each file in the
+    service's listing before it sends it.
+
+    \b
+    Example:
+        sfwatch adopt /srv/sfwatch/inbox/.sfwatch/0123456789abcdef-0a1b2c
+    """  # noqa: D301 - as above
+    from sfwatch.commands import adopt as it  # noqa: PLC0415 - as above
+
+    settings = read_settings(path)
+    require_owner(settings)
+    try:
+        out(logs.printable(it.adopt(settings, folder)))
+    except it.NotAdoptedError as why:
+        end(FINDINGS, str(why))
+    except OSError as error:
+        end(*state_fault(settings.state_dir, error))
 
 
 @commands.command(short_help="Show what the daemon does; say why a FILE is not taken.")
@@ -304,10 +334,13 @@ def _retried(settings: Config, what: "str | Failed", inbox: str | None) -> str:
         why = "is claimed in several inboxes: name it by its path" if held else "is in no failed folder"
         raise it.NotRetriedError(f"{what} {why}")
     try:
-        it.wish(settings.state_dir, *held[0])
+        it.request(settings.state_dir, *held[0])
     except OSError as error:
         end(*state_fault(settings.state_dir, error))
-    return f"{what}  will be sent again at the daemon's next look, if nobody can tell what became of it"
+    return (
+        f"{what}  is in progress: at its next scan the daemon sends it again if its outcome is unknown then, or"
+        " gives it up if its claims folder is missing"
+    )
 
 
 # ---- log ----

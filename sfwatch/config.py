@@ -324,7 +324,7 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         problem = Problem("", None, "does not exist: make it, or name another with -c")
     except OSError as error:
-        problem = Problem("", None, f"can't be read ({error.strerror}): mend that, or name another with -c")
+        problem = Problem("", None, f"can't be read ({error.strerror}): change that, or name another with -c")
     raise ConfigError([problem], path)
 
 

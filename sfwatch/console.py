@@ -262,7 +262,7 @@ _WORDS: Mapping[str, _Words] = {
     "line": _said("line {}"),
     "lines": _counted("line"),
     "mode": _said("{}"),
-    "orphans": _listed("nobody's at the service: {}"),
+    "orphans": _listed("orphans at the service: {}"),
     "others": lambda value, _: f"{count(value, 'other name')} there",
     "path": _path,
     "probe_in_s": _after("next try in {}"),

@@ -19,7 +19,7 @@ from sfwatch.storage import Storage
 from sfwatch.table import Key, Table
 from sfwatch.tally import Tally
 from sfwatch.upstream import Service
-from sfwatch.work import Accepted, Finished, Probed
+from sfwatch.work import Accepted, Finished, LookedUp, Probed, Requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,9 @@ Mail = (
     Accepted
     | Finished
     | JournalDamagedError
+    | LookedUp
     | Probed
+    | Requests
     | Signalled
     | arrive.Rang
     | arrive.FoldersChanged
@@ -65,6 +67,7 @@ class Core:
     storage: Storage = field(init=False)
     local: deque[Key] = field(default_factory=deque)
     under_way: dict[Key, Job] = field(default_factory=dict)
+    probing: int = 0  # probes and look-ups that are out
     counts: Tally = field(default_factory=Tally)
     stop_at: float | None = None
 

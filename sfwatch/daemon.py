@@ -10,22 +10,24 @@ import os
 import queue
 import signal
 from collections.abc import Callable, Iterable
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 
-from sfwatch import __version__, arrive, handout, outcomes, reload, retry, systemd
+from sfwatch import __version__, arrive, handout, outcomes, reload, systemd
 from sfwatch import target as rules
 from sfwatch.core import Core, Mail, Signalled
 from sfwatch.inboxes import Inboxes
+from sfwatch.job import Resend
 from sfwatch.journal import JournalDamagedError
 from sfwatch.logs import printable
 from sfwatch.reload import Fresh, Rejected
+from sfwatch.retry import ResendRequest
 from sfwatch.snapshot import Publisher, View
 from sfwatch.storage import Storage
 from sfwatch.table import Key, Stage
 from sfwatch.upstream import Plan, begin
 from sfwatch.verdict import Blame
-from sfwatch.work import Accepted, Finished, Probed, ask, traceback_of
+from sfwatch.work import Accepted, Finished, LookedUp, Probed, Requests, ask, read_requests, traceback_of
 
 MAIL_AT_ONCE = 5000
 DUE_AT_ONCE = 100
@@ -52,10 +54,9 @@ class Daemon(Core):
     leave_at_once: bool = False
     hung_up: bool = False  # SIGHUP came: the settings are to be read anew
     overdue: set[Key] = field(default_factory=set)
-    probing: int = 0
     drain_until: float | None = None
     prune_at: float = 0.0
-    wishes_at: float = 0.0
+    requests_at: float = 0.0
 
     def __post_init__(self, plans: Iterable[Plan]) -> None:
         """Join the parts that share the table."""
@@ -63,7 +64,7 @@ class Daemon(Core):
             service = self.services[plan.tools.target] = begin(plan.tools, plan.inboxes)
             self.service_of.update(dict.fromkeys(plan.inboxes, service))
         self.lifeline = systemd.Lifeline(self.environ)
-        self.publisher = Publisher(self.log, self.environ, self.clock, self.wall)
+        self.publisher = Publisher(self.log, self.environ, self.clock, self.wall, self.journal.call)
         self.storage = Storage(self.log, self.config.uploads, partial(handout.needing, self))
         self.inboxes = Inboxes(
             config=self.config,
@@ -118,7 +119,7 @@ class Daemon(Core):
             self.inboxes.look_where_due(now)
             self._advance_due(now)
             self._probe_where_due(now)
-            self._grant_wishes_where_due(now)
+            self._read_requests_where_due(now)
             self._prune_where_due(now)
             if self.drain_until is None or now < self.drain_until:
                 handout.hand_out(self, now)
@@ -178,7 +179,8 @@ class Daemon(Core):
         ahead += [w.refused_until for w in self.inboxes.watched.values()]
         times += [at for at in ahead if at > self.ticked_at]
         for service in self.services.values():
-            at = rules.next_at(service.state, self.ticked_at)
+            asking = service.state.asking or service.looking  # a probe waits for a look-up that is out
+            at = rules.next_at(replace(service.state, asking=asking), self.ticked_at)
             if at is not None and service.inboxes:
                 times.append(at)
         if self.stop_at is not None:
@@ -191,7 +193,7 @@ class Daemon(Core):
             for _ in range(MAIL_AT_ONCE):
                 self._read(self.mailbox.get_nowait())
 
-    def _read(self, mail: Mail) -> None:
+    def _read(self, mail: Mail) -> None:  # noqa: C901 - one case for each kind of message
         now = self.clock()
         match mail:
             case Accepted():
@@ -200,6 +202,11 @@ class Daemon(Core):
                 outcomes.finished(self, mail.key, mail.outcome, now)
             case Probed():
                 self._on_probed(mail, now)
+            case LookedUp():
+                self.probing -= 1
+                outcomes.looked_up(self, mail, now)
+            case Requests():
+                self._resend_where_asked(mail)
             case Signalled():
                 self._on_signal(mail.number, now)
             case arrive.Rang():
@@ -233,24 +240,42 @@ class Daemon(Core):
             else:
                 handout.queue(self, entry)
 
-    # Handing out.
+    # What people have asked for.
 
-    # What came of it.
+    def _read_requests_where_due(self, now: float) -> None:
+        if now >= self.requests_at:
+            self.requests_at = (
+                now + self.config.scan_interval_s
+            )  # the scans of the inboxes wake the loop for it
+            self.pool.submit(read_requests, self.journal, self.config.state_dir, self.mailbox.put)
 
-    def _grant_wishes_where_due(self, now: float) -> None:
-        """Send lost uploads again that a person wants sent again, once it is plain that nobody can tell."""
-        if now < self.wishes_at:
-            return
-        self.wishes_at = now + self.config.scan_interval_s  # the looks at the inboxes wake the loop for it
-        for wish in retry.wishes(self.config.state_dir):
-            w, entry = self.inboxes.watched.get(wish.inbox), self.table.get((wish.inbox, wish.name))
-            undecided = entry is not None and entry.claimed and entry.reason == "unknown_outcome"
-            if entry is not None and undecided and entry.stage is Stage.WAITING:
-                if retry.taken_back(wish):  # first: it must not be sent again a second time for one wish
-                    entry.insist = True
+    def _resend_where_asked(self, mail: Requests) -> None:
+        """Send an undecided upload again that a person wants sent again; give one up whose claim is lost."""
+        for request in mail.requests:
+            w, entry = self.inboxes.watched.get(request.inbox), self.table.get((request.inbox, request.name))
+            known = entry.known if entry is not None else None
+            if known is not None and known.resend_request == request.id:
+                self._forget_request(request)  # it was done, and the process ended before this
+            elif entry is not None and entry.claimed:
+                if entry.stage is not Stage.WAITING:
+                    continue
+                if entry.reason == "unknown_outcome":
+                    entry.resend = Resend("it was asked for", request=request.id, file=request.file)
                     handout.queue(self, entry)
-            elif (w is None or w.looked) and (entry is None or not entry.claimed):
-                retry.taken_back(wish)
+                elif entry.reason == "inbox_away" and w is not None:
+                    # This inbox is the file's, and the file is not in it. The request stays until its end.
+                    entry.home = w.identity
+                    handout.queue(self, entry)
+                elif entry.unknown_since is None:  # it must not wait for an answer that is lost some day
+                    self._forget_request(request)
+                    if entry.reason == "doubted":
+                        self.table.wait(entry, self.clock())
+            elif w is None or w.looked:
+                self._forget_request(request)
+
+    def _forget_request(self, request: ResendRequest) -> None:
+        with contextlib.suppress(OSError):
+            self.journal.call(lambda: request.file.unlink(missing_ok=True))
 
     def _prune_where_due(self, now: float) -> None:
         if now < self.prune_at:
@@ -263,8 +288,11 @@ class Daemon(Core):
 
     def _probe_where_due(self, now: float) -> None:
         for service in self.services.values():
-            if service.inboxes and rules.wants_probe(service.state, now):
+            if service.inboxes and rules.wants_probe(service.state, now) and not service.looking:
                 service.state = rules.probing(service.state)
+                unknown = handout.unknown_files(self, service)
+                if unknown and handout.start_look_up(self, service, unknown, now):
+                    continue  # a look-up shows as well whether the service answers
                 inbox = self.inboxes.watched[service.inboxes[0]].inbox
                 self.probing += 1
                 self.pool.submit(ask, service.tools, inbox, self.mailbox.put)
@@ -273,10 +301,12 @@ class Daemon(Core):
         self.probing -= 1
         service = self.services[mail.target]  # a target is kept as long as a probe is out
         verdict = mail.verdict
+        state = service.state
+        if verdict.rate_limited:
+            state = rules.after_rate_limited(state, None, now, verdict.retry_after_s)
         state = rules.after_probe(
-            service.state,
-            passed=verdict.blame is Blame.ACCEPTED,
-            reason=verdict.reason,
+            state,
+            passed=verdict.blame is Blame.ACCEPTED or verdict.rate_limited,
             detail=verdict.detail,
             now=now,
             luck=self.luck(),
@@ -327,7 +357,7 @@ class Daemon(Core):
 
     def _on_signal(self, number: int, now: float) -> None:
         if number == signal.SIGUSR1:
-            self.wishes_at = now
+            self.requests_at = now
             self.inboxes.look_soon(now)
             return
         if number == signal.SIGHUP and self.reread is not None:

@@ -3,7 +3,7 @@
 What the journal knows of the file decides where to begin:
 
     nothing, waiting      claim (`taken.py`), check, send (`send.py`)
-    sending, unknown      look it up before anything is sent again (`lost.py`)
+    sending, unknown      look it up before anything is sent again (`delivery/recovery.py`)
     accepted, refused     only the sidecar or report and the move are left (`filing.py`)
 
 Every end is one of the outcomes of `job.py`; deciding what follows from it is not done here.
@@ -12,10 +12,10 @@ Every end is one of the outcomes of `job.py`; deciding what follows from it is n
 import os
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from sfwatch import check, claim, files, filing, key
+from sfwatch.delivery import recovery
 from sfwatch.filing import StorageError, save, storage
 from sfwatch.job import (
     BackInInbox,
@@ -27,7 +27,6 @@ from sfwatch.job import (
     Tools,
 )
 from sfwatch.journal import Delivery, IdKnownError, State
-from sfwatch.lost import clear_up
 from sfwatch.send import no_key, save_accepted, send
 from sfwatch.settings import Check
 from sfwatch.taken import (
@@ -51,13 +50,13 @@ def deliver(job: Job, tools: Tools) -> Outcome:
     try:
         known = _known(job, tools)
     except StorageError as error:
-        return error.outcome(claimed=is_claimed(job, tools), known=job.known)
+        return error.outcome(claimed=is_claimed(job), known=job.known)
     try:
         return _go_on(job, tools, known)
     except StorageError as error:
         return stopped(job, tools, error)
     except claim.ClaimError as error:
-        return NotTaken(error.reason, error.detail, claimed=is_claimed(job, tools))
+        return NotTaken(error.reason, error.detail, claimed=is_claimed(job))
     except files.NotRegular as error:
         return Ignored(error.kind)
     except FileNotFoundError:
@@ -71,16 +70,25 @@ def _go_on(job: Job, tools: Tools, known: Delivery | None) -> Outcome:
         return filing.finished_outcome(known)
     if known is not None and known.state in (State.ACCEPTED, State.REFUSED):
         return filing.file_away(job, tools, known)
-    unknown = known is not None and known.state in (State.SENDING, State.UNKNOWN)
+    unknown = (
+        known is not None and known.state in (State.SENDING, State.UNKNOWN) and job.task is not Task.CONDEMN
+    )
+    if known is not None and job.found is not None:
+        return recovery.take_over(job, tools, known, job.found)
     try:
-        if known is not None and unknown:
-            return clear_up(job, tools, known)
+        if known is not None and unknown and job.resend is not None:
+            return recovery.resend(job, tools, known, job.resend)
+        if unknown or job.task is Task.RESUME:
+            return recovery.resume(job, tools, known)
         if job.task is Task.GIVE_BACK:
+            if known is not None and known.state is State.DOUBTED:
+                save(tools, replace(known, state=State.WAITING))
             return give_back(job, tools) or BackInInbox()
         return _begin(job, tools, known)
     except UnreadableError as error:
-        back = None if unknown else give_back(job, tools)
-        return back or NotTaken("unreadable", str(error), claimed=unknown)
+        stays = unknown or job.task is Task.RESUME
+        back = None if stays else give_back(job, tools)
+        return back or NotTaken("unreadable", str(error), claimed=stays)
 
 
 def _known(job: Job, tools: Tools) -> Delivery | None:
@@ -97,18 +105,24 @@ def _begin(job: Job, tools: Tools, known: Delivery | None) -> Outcome:
         try:
             secret = key.read(job.inbox.api, tools.environ)
         except key.NoKey as missing:
-            return no_key(job, tools, missing, known)
+            return no_key(missing, claimed=is_claimed(job))
         no_room = room(job, tools)
         if no_room is not None:
             return no_room
-    fd = take(job, tools) if job.settled is not None else None
+    fd = take(job) if job.settled is not None else None
     with opened(job, tools, known, fd) as held:
         if held is None:
             return changed(job, tools, "it was changed or opened for writing after it had settled")
-        if job.task is Task.CONDEMN:
-            if known is not None and held.known.row != known.row:
-                return changed(job, tools, "it was changed after it had been refused")
+        is_another = known is not None and held.known.row != known.row
+        if is_another and (job.task is Task.CONDEMN or job.settled is None):  # else it has settled again
+            back = changed(job, tools, "it was changed after it had been tried")
+            if not (isinstance(back, NotTaken) and back.reason == "namesake"):
+                return back
+            # Its name is taken: it goes on from the claim, as the file that it is now.
+        if job.task is Task.CONDEMN and not is_another:
             return _condemn(job, tools, held)
+        if job.task is Task.CONDEMN:
+            return NotTaken("namesake", "a new file of its name has come meanwhile", claimed=True)
         return _check_and_send(job, tools, held, secret)
 
 
@@ -121,7 +135,7 @@ def _check_and_send(job: Job, tools: Tools, held: Held, secret: "key.Key") -> Ou
         return give_back(job, tools) or BackInInbox()
     known = replace(held.known, sha256=checked.sha256, lines=checked.lines)
     if checked.findings:
-        return _refuse(job, tools, known, _findings_report(checked))
+        return filing.refuse(job, tools, known, filing.findings_report(checked))
     _warn(tools, checked)
     with reading(job):
         # Whoever dropped it may not have synced it: no sidecar may survive a power cut that its file does not.
@@ -157,26 +171,4 @@ def _condemn(job: Job, tools: Tools, held: Held) -> Outcome:
             "message": verdict.message,
             "trace_id": verdict.trace_id,
         }
-    return _refuse(job, tools, known, facts)
-
-
-def _findings_report(checked: check.Checked) -> dict[str, Any]:
-    first = checked.findings[0]
-    return {
-        "reason": first.reason,
-        "detail": first.detail,
-        "line": first.line,
-        "findings": [{"line": f.line, "reason": f.reason, "detail": f.detail} for f in checked.findings],
-        "more_findings": checked.more,
-    }
-
-
-def _refuse(job: Job, tools: Tools, known: Delivery, report: dict[str, Any]) -> Outcome:
-    """The file is at fault: that is durable before its report is published."""
-    at = datetime.fromtimestamp(tools.wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    refused = replace(known, state=State.REFUSED, report={**report, "failed_at": at})
-    try:
-        refused = save(tools, refused)
-    except StorageError as error:
-        return error.outcome(claimed=True, known=refused)
-    return filing.file_away(job, tools, refused)
+    return filing.refuse(job, tools, known, facts)

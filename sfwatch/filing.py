@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sfwatch import __version__, claim, files, move, record
+from sfwatch import __version__, check, claim, files, move, record
 from sfwatch.job import Done, Failed, InboxGone, Job, NoStorage, NotTaken, Outcome, Tools
 from sfwatch.journal import Delivery, State
+from sfwatch.verdict import tag_of
 
 _TRIES = 20
 
@@ -84,14 +85,40 @@ class Ending:
     document: bytes
 
 
-def file_away(job: Job, tools: Tools, known: Delivery, *, fd: int | None = None) -> Outcome:
+def findings_report(checked: check.Checked) -> dict[str, Any]:
+    first = checked.findings[0]
+    return {
+        "reason": first.reason,
+        "detail": first.detail,
+        "line": first.line,
+        "findings": [{"line": f.line, "reason": f.reason, "detail": f.detail} for f in checked.findings],
+        "more_findings": checked.more,
+    }
+
+
+def refuse(job: Job, tools: Tools, known: Delivery, report: dict[str, Any]) -> Outcome:
+    """The file is at fault: that is durable before its report is published."""
+    at = datetime.fromtimestamp(tools.wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    tag = known.tag or tag_of(job.claims, job.name, known.mtime_ns, known.sha256 or "")
+    refused = replace(known, state=State.REFUSED, tag=tag, report={**report, "failed_at": at})
+    try:
+        refused = save(tools, refused)
+    except StorageError as error:
+        return error.outcome(claimed=True, known=refused)
+    return file_away(job, tools, refused)
+
+
+def file_away(
+    job: Job, tools: Tools, known: Delivery, *, fd: int | None = None, repeated: bool = False
+) -> Outcome:
     """File under done or failed a file whose answer (or refusal) is in the journal.
 
-    `fd` is the file, if it is still open from its sending; then this is the first try.
+    `fd` is the file, if it is still open from its sending; then this is the first try. `repeated`: it was done
+    before, and a power cut has undone it.
     """
     ending = _ending(job, known)
     try:
-        with _claimed(job, tools, known) if fd is None else nullcontext(fd) as source:
+        with _claimed(job, known) if fd is None else nullcontext(fd) as source:
             if not _is_the_same(source, known):
                 return _not_what_was_sent(tools, known)
             known = _publish_and_move(job, tools, known, ending, source, first=fd is not None)
@@ -105,7 +132,7 @@ def file_away(job: Job, tools: Tools, known: Delivery, *, fd: int | None = None)
         return NotTaken("cannot_move", f"a {odd.kind} stands in the way in {ending.folder}", claimed=True)
     except move.SourceChanged:
         return _not_what_was_sent(tools, known)
-    return _finished(job, tools, known, ending)
+    return _finished(job, tools, known, ending, repeated=repeated)
 
 
 def _as_written(job: Job, tools: Tools) -> Delivery | None:
@@ -116,44 +143,43 @@ def _as_written(job: Job, tools: Tools) -> Delivery | None:
 
 
 def _not_what_was_sent(tools: Tools, known: Delivery) -> Outcome:
-    """Somebody wrote to the claimed file by another link: what was uploaded is nobody's, the file goes back."""
+    """Somebody wrote to the claimed file by another link: its upload is an orphan, the file goes back."""
     orphans = [known.file_id] if known.file_id else None
-    detail = "it was changed after it had been sent; what was sent stays at the service as nobody's"
+    detail = "the file changed after it was sent; the uploaded copy stays at the service as an orphan"
     tools.log("file.changed", size=known.size, attempt=known.attempts, detail=detail, orphans=orphans)
     try:
-        save(tools, replace(known, state=State.FAILED, finished_at=tools.wall()))
+        save(tools, replace(known, state=State.ORPHAN, finished_at=tools.wall()))
     except StorageError as error:
         return error.outcome(claimed=True, known=known)
     return NotTaken("being_written", detail, claimed=True)
 
 
 @contextmanager
-def _claimed(job: Job, tools: Tools, known: Delivery) -> Iterator[int]:
+def _claimed(job: Job, known: Delivery) -> Iterator[int]:
     """The claimed file, open. A power cut may have undone the claim: then it is taken again."""
-    instance = tools.journal.instance
-    if not is_claimed(job, tools) and lies_in_inbox(job, known):
+    if not is_claimed(job) and lies_in_inbox(job, known):
         with storage(job.inbox.path):
-            claim.take(job.inbox.path, instance, job.name)
-    fd = claim.open_claimed(job.inbox.path, instance, job.name)
+            claim.take(job.inbox.path, job.claims, job.name)
+    fd = claim.open_claimed(job.inbox.path, job.claims, job.name)
     try:
         yield fd
     finally:
         files.close(fd)
 
 
-def is_claimed(job: Job, tools: Tools) -> bool:
-    """Whether this file lies in our folder of claims."""
+def is_claimed(job: Job) -> bool:
+    """Whether this file lies in its claims folder."""
     try:
-        files.close(claim.open_claimed(job.inbox.path, tools.journal.instance, job.name))
+        files.close(claim.open_claimed(job.inbox.path, job.claims, job.name))
     except FileNotFoundError:
         return False
     return True
 
 
-def is_what_was_sent(job: Job, tools: Tools, known: Delivery) -> bool:
+def is_what_was_sent(job: Job, known: Delivery) -> bool:
     """Whether the claimed file is still the one that the journal speaks of; a file that is gone is no other."""
     try:
-        fd = claim.open_claimed(job.inbox.path, tools.journal.instance, job.name)
+        fd = claim.open_claimed(job.inbox.path, job.claims, job.name)
     except FileNotFoundError:
         return True
     try:
@@ -169,11 +195,10 @@ def _is_the_same(fd: int, known: Delivery) -> bool:
     return numbers or (st.st_size == known.size and move.digest(fd) == known.sha256)
 
 
-def is_away(job: Job, tools: Tools, known: Delivery | None) -> bool:
+def is_away(job: Job) -> bool:
     """Whether the file's inbox is not there, but another folder in its place perhaps: a bare mount point.
 
-    After a restart it is known again by our folder of claims and the number of its filesystem. A reboot may
-    change that number; then the file is waited for in vain rather than given up by mistake.
+    After a restart the inbox is known again by the claims folder, which has a name of its own.
     """
     try:
         there = files.identity(job.inbox.path)
@@ -181,18 +206,22 @@ def is_away(job: Job, tools: Tools, known: Delivery | None) -> bool:
         return True
     if job.home is not None:
         return there != job.home
-    claims = claim.claims_folder(job.inbox.path, tools.journal.instance)
-    return not os.path.isdir(claims) or (known is not None and known.dev != there.dev)  # noqa: PTH112
+    return not os.path.isdir(claim.claims_folder(job.inbox.path, job.claims))  # noqa: PTH112
 
 
 def lies_in_inbox(job: Job, known: Delivery) -> bool:
-    """Whether the very file that the journal speaks of is (again) in the inbox under its own name."""
+    """Whether a power cut undid the claim: the file lies in the inbox again, with its size, time and bytes."""
     try:
-        with files.folder(os.path.realpath(job.inbox.path)) as top, files.parent(top, job.name) as (fd, base):
-            st = files.lstat(base, dir_fd=fd)
+        with (
+            files.folder(os.path.realpath(job.inbox.path)) as top,
+            files.parent(top, job.name) as (folder, base),
+        ):
+            with files.regular(base, dir_fd=folder) as fd:
+                st = os.fstat(fd)
+                same = (st.st_size, st.st_mtime_ns) == (known.size, known.mtime_ns)
+                return same and known.sha256 in (None, move.digest(fd))
     except (FileNotFoundError, NotADirectoryError, files.NotRegular):
         return False
-    return (st.st_ino, st.st_size, st.st_mtime_ns) == (known.ino, known.size, known.mtime_ns)
 
 
 def likely_name(job: Job) -> str | None:
@@ -207,7 +236,7 @@ def likely_name(job: Job) -> str | None:
 def _publish_and_move(
     job: Job, tools: Tools, known: Delivery, ending: Ending, fd: int, *, first: bool
 ) -> Delivery:
-    with claim.place(job.inbox.path, tools.journal.instance, job.name) as (source, base):
+    with claim.place(job.inbox.path, job.claims, job.name) as (source, base):
         files.lstat(base, dir_fd=source)  # what is gone is told before anything is published
         with storage(ending.folder), _target(job, ending.folder) as target:
             if known.target_name is not None and not first:  # what an earlier try left half-written goes
@@ -215,7 +244,7 @@ def _publish_and_move(
             known = _place(tools, known, ending, target, source, base, fd)
             _move_marker(known, source, target, base)
     if base != job.name:
-        claim.discard_empty_folders(job.inbox.path, tools.journal.instance)
+        claim.discard_empty_folders(job.inbox.path, job.claims)
     return known
 
 
@@ -288,24 +317,24 @@ def _move_marker(known: Delivery, source: int, target: int, base: str) -> None:
             move.move(source, marker, target, beside, fd=fd, sha256=move.digest(fd))
 
 
-def _send_marker_after(job: Job, tools: Tools, known: Delivery, target: int, base: str) -> None:
+def _send_marker_after(job: Job, known: Delivery, target: int, base: str) -> None:
     """A crash came between the moves of the file and of its marker."""
     files.sweep_temporaries(target)
     with suppress(FileNotFoundError, files.NotRegular, claim.ClaimError):
-        with claim.place(job.inbox.path, tools.journal.instance, job.name) as (source, _):
+        with claim.place(job.inbox.path, job.claims, job.name) as (source, _):
             _move_marker(known, source, target, base)
-    claim.discard_empty_folders(job.inbox.path, tools.journal.instance)
+    claim.discard_empty_folders(job.inbox.path, job.claims)
 
 
 def _without_its_file(job: Job, tools: Tools, known: Delivery, ending: Ending) -> Outcome:
     """The claim is empty: the file was moved before a crash, or somebody took it; or the inbox is away."""
-    if is_away(job, tools, known):
+    if is_away(job):
         return InboxGone(known)
     base = files.parts(job.name)[-1]
     try:
         with storage(ending.folder), _target(job, ending.folder) as target:
             if known.target_name and _is_there(target, known.target_name, known, ending):
-                _send_marker_after(job, tools, known, target, base)
+                _send_marker_after(job, known, target, base)
                 return _finished(job, tools, known, ending, repeated=True)
             known = _published_alone(tools, known, ending, target, base)
     except StorageError as error:

@@ -1,4 +1,4 @@
-"""What one line of a batch input breaks, said so that its author can mend it.
+"""What one line of a batch input breaks, said so that its author can correct it.
 
 A request is recognised at the decoder's own speed (`recognise`, `is_json`); only a line that this refuses is
 looked at again, slowly (`explain`, `explain_json`). A refusal alone condemns nothing: msgspec refuses lone

@@ -9,12 +9,11 @@ from collections.abc import Iterable
 from sfwatch import target as rules
 from sfwatch.core import Core
 from sfwatch.job import Job, Task
-from sfwatch.journal import State
-from sfwatch.settings import RemoteName
-from sfwatch.table import Entry, Stage
+from sfwatch.journal import Delivery, State
+from sfwatch.settings import Inbox
+from sfwatch.table import Entry, Key, Stage
 from sfwatch.upstream import Service
-from sfwatch.verdict import remote_name
-from sfwatch.work import work
+from sfwatch.work import ask_listing, work
 
 
 def queue(core: Core, entry: Entry) -> None:
@@ -23,6 +22,9 @@ def queue(core: Core, entry: Entry) -> None:
         # A crash left it claimed, and it went back since: nothing is known of it as it lies there.
         entry.task = Task.DELIVER
         core.table.settle(entry, core.clock())
+    elif needs_look_up(entry):
+        entry.stage = Stage.READY
+        core.service_of[entry.inbox].look_ups[entry.key] = None
     elif _needs_service(entry):
         core.table.ready(entry)
     else:
@@ -31,15 +33,83 @@ def queue(core: Core, entry: Entry) -> None:
 
 
 def give_back(core: Core, entry: Entry) -> None:
-    """Let a claimed file go back into its inbox, to be tried anew."""
+    """Release a claimed file into its inbox, where it settles again."""
     entry.task = Task.GIVE_BACK
+    entry.unknown_since = None
     queue(core, entry)
 
 
-def doubted(core: Core, inboxes: Iterable[str]) -> list[Entry]:
-    """Return the files of these inboxes that were refused, which is not believed yet."""
-    entries = [entry for inbox in inboxes for entry in core.table.names(inbox).values()]
-    return [entry for entry in entries if entry.stage is Stage.WAITING and entry.task is Task.CONDEMN]
+def release_doubted(core: Core, service: Service) -> None:
+    """Release the files that were refused, which is not believed; their evidence stays in their rows."""
+    for key in sorted(service.doubted):
+        entry = core.table.get(key)
+        if entry is not None and entry.stage in (Stage.WAITING, Stage.READY):
+            give_back(core, entry)
+    service.doubted.clear()
+
+
+def has_untried(core: Core, service: Service) -> bool:
+    """Whether a file waits that was not the trial of this hold yet."""
+    entries = (entry for inbox in service.inboxes for entry in core.table.names(inbox).values())
+    return any(
+        entry.stage is Stage.READY and _needs_service(entry) and rules.may_try(service.state, entry.key)
+        for entry in entries
+    )
+
+
+# ── look-ups ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def needs_look_up(entry: Entry) -> bool:
+    """Whether the listing has to be read before anything else is done with this file."""
+    return (
+        entry.unknown_since is not None
+        and entry.task is Task.DELIVER
+        and entry.found is None
+        and entry.resend is None
+        and entry.known is not None
+        and entry.known.tag is not None
+        and entry.known.state not in (State.ACCEPTED, State.REFUSED)
+    )
+
+
+def unknown_files(core: Core, service: Service) -> list[Key]:
+    """Return the files of this target that wait for a look-up, due or not."""
+    entries = (entry for inbox in service.inboxes for entry in core.table.names(inbox).values())
+    return [entry.key for entry in entries if needs_look_up(entry) and entry.stage is not Stage.UNDER_WAY]
+
+
+def start_look_up(core: Core, service: Service, keys: Iterable[Key], now: float) -> bool:
+    """Begin one look-up for these files, as far as they have one purpose; the others go with the next."""
+    asked: dict[str, Key] = {}
+    wanted: dict[str, Delivery] = {}
+    inbox: Inbox | None = None
+    purpose: str | None = None
+    for key in [*service.look_ups, *keys]:  # the one that is due first says the purpose
+        entry, w = core.table.get(key), core.inboxes.watched.get(key[0])
+        known = entry.known if entry is not None else None
+        waits = entry is not None and entry.stage is not Stage.UNDER_WAY and needs_look_up(entry)
+        if entry is None or w is None or known is None or known.tag is None or not waits:
+            service.look_ups.pop(key, None)
+            continue
+        its_purpose = known.purpose or w.inbox.purpose
+        if known.tag in asked or purpose not in (None, its_purpose):
+            continue
+        service.look_ups.pop(key, None)
+        inbox, purpose = inbox or w.inbox, its_purpose
+        asked[known.tag], wanted[known.tag] = key, known
+        entry.stage = Stage.READY
+    if inbox is None:
+        return False
+    service.looking = True
+    service.state = rules.look_started(service.state, now)
+    core.probing += 1
+    interval_s = service.state.interval_s
+    core.pool.submit(ask_listing, service.tools, inbox, asked, wanted, now, interval_s, core.mailbox.put)
+    return True
+
+
+# ── starting jobs ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def hand_out(core: Core, now: float) -> None:
@@ -53,6 +123,11 @@ def hand_out(core: Core, now: float) -> None:
         else:
             core.local.append(entry.key)
     for service in core.services.values():
+        if service.state.interval_s and service.state.looked_last:  # then they take turns
+            _hand_out_next(core, service, now)
+        looking, uploading = service.looking, len(service.under_way - service.accepted)
+        if service.look_ups and rules.may_look(service.state, now, looking=looking, uploading=uploading):
+            start_look_up(core, service, unknown_files(core, service), now)  # one serves all, due or not
         while _hand_out_next(core, service, now):
             pass
 
@@ -98,10 +173,7 @@ def _is_away(core: Core, entry: Entry, now: float) -> bool:
 def _next_of(core: Core, service: Service, inbox: str) -> Entry | None:
     if service.state.hold is not None:
         return _trial_of(core, service, inbox)
-    while (entry := core.table.pop_ready(inbox)) is not None:
-        if not service.blocks(entry.key, _remote_name(core, entry)):
-            return entry
-    return None
+    return core.table.pop_ready(inbox)
 
 
 def _trial_of(core: Core, service: Service, inbox: str) -> Entry | None:
@@ -113,31 +185,35 @@ def _trial_of(core: Core, service: Service, inbox: str) -> Entry | None:
     return min(untried or waiting, key=lambda e: (e.size, e.seen_at, e.name), default=None)
 
 
-def _remote_name(core: Core, entry: Entry) -> str | None:
-    if core.config.uploads.remote_name is RemoteName.TAGGED:
-        return None
-    return remote_name(entry.name, tag=None)
-
-
 def _submit(core: Core, entry: Entry, now: float) -> None:
     w = core.inboxes.watched[entry.inbox]
     service = core.service_of[entry.inbox]
-    if _needs_service(entry):
-        service.start(entry.key, _remote_name(core, entry), now)
+    held = service.state.hold is not None
+    needs_service = _needs_service(entry)
+    if needs_service:
+        service.start(entry.key, now)
     entry.stage = Stage.UNDER_WAY
-    entry.home = entry.home if entry.claimed else w.identity
+    if not entry.claimed:
+        entry.home, entry.claims, entry.is_past_known = w.identity, w.claims_folder, True
     w.claims.add(entry.name)
+    served_s = 0.0
+    if entry.ended_at is not None:
+        served_s = max(0.0, now - entry.ended_at - (service.held_s(now) - entry.held_mark))
     job = Job(
         task=entry.task,
         inbox=w.inbox,
         name=entry.name,
         seen_at=entry.seen_at,
+        claims=entry.claims or w.claims_folder or "",
         settled=None if entry.claimed else entry.settled,
         known=entry.known,
-        looked_s=now - entry.lost_at if entry.lost_at is not None else 0.0,
-        held_s=max(0.0, service.held_s(now) - entry.held_mark) if entry.held_mark is not None else 0.0,
+        is_past_known=entry.is_past_known,
+        served_s=served_s,
+        charged=entry.key in service.state.charged,
         condemned=entry.condemned,
-        insist=entry.insist,
+        found=entry.found,
+        resend=entry.resend,
+        trial=needs_service and held,
         home=entry.home,
     )
     core.under_way[entry.key] = job
@@ -161,9 +237,12 @@ def needing(core: Core, folder: str) -> int:
 
 
 def _needs_service(entry: Entry) -> bool:
+    if entry.task is not Task.DELIVER or entry.found is not None:
+        return False
     known = entry.known
-    answered = known is not None and (known.finished_at or known.state in (State.ACCEPTED, State.REFUSED))
-    return entry.task is Task.DELIVER and not answered
+    if known is None or entry.resend is not None:
+        return True
+    return known.finished_at is None and known.state in (State.WAITING, State.DOUBTED)
 
 
 def _is_refused(entry: Entry) -> bool:

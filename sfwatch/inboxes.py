@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from sfwatch import adopt, arrive, claim, files, settle, watch
 from sfwatch.filing import StorageError, storage
 from sfwatch.job import Task
-from sfwatch.journal import Delivery, Journal, State
+from sfwatch.journal import Journal, State
 from sfwatch.logs import EventLog
 from sfwatch.settings import Config, Inbox
 from sfwatch.settle import Settled
@@ -34,6 +34,9 @@ SKIPPED_DETAIL = {
     "mount_point": "something is mounted there: name it as an inbox of its own",
     "unreadable": "it may not be read by this user: give it r and x there",
 }
+
+
+FOREIGN_DETAIL = "another daemon works, or may work, on the files that were claimed there: see `claim.foreign`"
 
 
 @dataclass(slots=True)
@@ -79,6 +82,7 @@ class Inboxes:
             inbox = wanted.get(w.inbox.name)
             w.leaving = inbox is None or inbox.path != w.inbox.path
             w.next_look = now
+            w.relist = True
             if w.leaving:
                 self.forget_unclaimed(w)
             elif inbox is not None and inbox != w.inbox:
@@ -188,11 +192,11 @@ class Inboxes:
     def _look(self, w: Watched, now: float) -> None:
         try:
             # What may be adopted after the look can't be compared with it.
-            known = None if w.foreign_told else self.table.names(w.inbox.name)
+            known = None if w.foreign_told or w.relist else self.table.names(w.inbox.name)
             seen = watch.look(w, self.doorbell, known)
             if seen.changed:
                 self._found(w, now, bare=seen.bare)
-            elif w.foreign_told:  # their daemon may have ended meanwhile
+            elif w.foreign_told or w.relist:  # their daemon may have ended meanwhile
                 self._adopt(w, now)
         except OSError as error:
             self._lost(w, watch.why_lost(w, error), now)
@@ -211,6 +215,8 @@ class Inboxes:
         self._tell_mode(w, seen)
         self._tell_skipped(w, seen.look)
         self._reconcile(w, seen.look, now)
+        if w.waiting_rows:
+            self._finish_vanished(w)
         w.looked = True
         w.next_look = now + watch.interval_s(w, self.config, rings=seen.refusal is None)
 
@@ -328,13 +334,15 @@ class Inboxes:
         self.table.remove(entry)
 
     def vanished(self, entry: Entry) -> None:
+        """Report a file that was taken away; its row, if it waited for a retry, is finished with it."""
+        w = self.watched[entry.inbox]
+        w.waiting_rows = [row for row in w.waiting_rows if row.name != entry.name]
+        with contextlib.suppress(OSError):
+            row = self.journal.find(str(w.inbox.path), entry.name)
+            if row is not None and row.state in (State.WAITING, State.DOUBTED):
+                self.journal.forget(row)
         detail = "it was taken away before it was uploaded"
         self.log("file.vanished", inbox=entry.inbox, file=entry.name, detail=detail)
-        if entry.held_mark is not None:  # it was tried: the journal may know it
-            with contextlib.suppress(OSError):  # a row too many does no harm: it speaks of this very file only
-                known = self.journal.find(str(self.watched[entry.inbox].inbox.path), entry.name)
-                if known is not None and known.state is State.WAITING:
-                    self.journal.forget(known)
 
     def rang(self, ring: arrive.Rang, now: float) -> None:
         w = self.watched.get(ring.inbox)
@@ -372,30 +380,61 @@ class Inboxes:
         paths = {
             str(inbox.path) for inbox in (*self.config.inboxes, *(it.inbox for it in self.watched.values()))
         }
-        found = adopt.leftovers(
-            w, self.journal, paths=paths, state_dir=self.config.state_dir, log=self.log, now=self.wall()
-        )
+        found = adopt.leftovers(w, self.journal, paths=paths, state_dir=self.config.state_dir, log=self.log)
         for leftover in found:
-            home = w.identity if leftover.claimed else None
-            self._resume(w, leftover.name, leftover.known, now, home=home)
+            self._resume(w, leftover, now)
         self.unlock(w)
 
-    def _resume(
-        self, w: Watched, name: str, known: Delivery | None, now: float, *, home: files.Identity | None
-    ) -> None:
-        """Go on with a file that is under way; `home` is the inbox if its claim lies there."""
-        w.claims.add(name)
-        entry = self.table.get((w.inbox.name, name))
-        if entry is not None and (entry.stage is Stage.UNDER_WAY or entry.known is not None):
+    def _resume(self, w: Watched, leftover: adopt.Leftover, now: float) -> None:
+        """Go on with a file in progress."""
+        home = w.identity if leftover.claimed else None  # the inbox, if its claim lies there
+        w.claims.add(leftover.name)
+        entry = self.table.get((w.inbox.name, leftover.name))
+        if entry is not None and (entry.stage is Stage.UNDER_WAY or entry.known is not None or entry.claimed):
             entry.home = home or entry.home
             return
-        entry = self.table.add((w.inbox.name, name), now)
+        entry = self.table.add((w.inbox.name, leftover.name), now)
         self._note_seen(entry)
         entry.claimed = True
+        entry.claims, entry.is_past_known = leftover.claims, leftover.is_past_known
         entry.home = home
-        entry.known = known
-        entry.lost_at = now if known is not None else None
+        entry.known = leftover.known
+        entry.task = Task.RESUME
         self.queue(entry)
+
+    def _finish_vanished(self, w: Watched) -> None:
+        """A file that waited for its retry was taken away while nobody looked."""
+        for row in adopt.vanished(w):
+            entry = self.table.get((w.inbox.name, row.name))
+            if entry is None:
+                self.log("file.vanished", inbox=w.inbox.name, file=row.name, size=row.size)
+                with contextlib.suppress(OSError):
+                    self.journal.forget(row)
+        w.waiting_rows = []
+
+    def lost_claims(self, w: Watched, entry: Entry) -> None:
+        """The inbox is there, but not the claims folder of this file. Reported once for each folder."""
+        path = claim.claims_folder(w.inbox.path, entry.claims or "")
+        detail = (
+            f"{path} is missing, where files in progress were claimed: bring it back;"
+            " `sfwatch retry NAME` gives a file up that is lost"
+        )
+        if entry.claims is not None and entry.claims not in w.missing_claims:
+            w.missing_claims.add(entry.claims)
+            self.log("inbox.lost", inbox=w.inbox.name, path=w.inbox.path, reason="replaced", detail=detail)
+        self.tell(entry, "inbox_away", detail)
+
+    def forget_claims_folder(self, w: Watched) -> None:
+        """Our claims folder was removed: another one is made for the next file that is claimed."""
+        lock = w.locks.pop(w.claims_folder or "", None)
+        if lock is not None:
+            files.close(lock)
+        w.claims_folder = None
+
+    def found_claims(self, w: Watched, folder: str) -> None:
+        if folder in w.missing_claims:
+            w.missing_claims.discard(folder)
+            self.log("inbox.found", inbox=w.inbox.name, path=w.inbox.path)
 
     def consider(self, entry: Entry, now: float) -> None:
         """Look at one file: whole, not yet, gone, or nothing to take."""
@@ -468,6 +507,21 @@ class Inboxes:
             waited_s=round(now - entry.seen_at, 3),
         )
 
+    def tell_stuck(self, entry: Entry, reason: str, detail: str, waited_s: float) -> None:
+        """Report once that a file does not get on, and why."""
+        if entry.stuck_told:
+            return
+        entry.stuck_told = True
+        self.log(
+            "file.stuck",
+            inbox=entry.inbox,
+            file=entry.name,
+            size=entry.size,
+            reason=reason,
+            detail=detail,
+            waited_s=round(waited_s, 3),
+        )
+
     def tell(self, entry: Entry, reason: str, detail: str | None) -> None:
         """Say why a file waits, once for each change of the reason."""
         if entry.reason != reason:
@@ -511,17 +565,31 @@ class Inboxes:
 
         An inbox that does not even let us do that is tried again later, once for all its files.
         """
-        if w.lock is not None:
+        folder = entry.claims if entry.claimed else w.claims_folder
+        if folder in w.locks or (entry.claimed and folder is None):
             return True
+        if entry.claimed and folder in w.foreign:  # each look tries whether they may be adopted now
+            self.tell(entry, "foreign", FOREIGN_DETAIL)
+            return False
         if now < w.refused_until:
             return False
         try:
-            w.lock = claim.lock(w.inbox.path, self.journal.instance)
+            if folder is None:
+                own = claim.Owner(self.journal.machine, str(self.config.state_dir), self.journal.id)
+                folder = w.claims_folder = claim.own_folder(w.inbox.path, self.journal.instance, own)
+            w.locks[folder] = claim.lock(w.inbox.path, folder)
+        except FileNotFoundError:
+            if entry.claimed:  # its claims folder is missing: its job reports that
+                return True
+            w.claims_folder = None  # somebody removed it: another one is made for the next file
+            return False
         except (OSError, claim.ClaimError) as error:
             w.refused_until = now + self.config.poll_interval_s
-            if w.refused != str(error):
-                w.refused = str(error)
-                self.tell(entry, "cannot_move", str(error))
+            held = isinstance(error, BlockingIOError)
+            reason, detail = ("foreign", FOREIGN_DETAIL) if held else ("cannot_move", str(error))
+            if w.refused != detail:
+                w.refused = detail
+                self.tell(entry, reason, detail)
             return False
         w.refused = None
         return True
@@ -531,9 +599,9 @@ class Inboxes:
             self._drop_lock(w)
 
     def _drop_lock(self, w: Watched) -> None:
-        if w.lock is not None:
-            files.close(w.lock)
-            w.lock = None
+        for lock in w.locks.values():
+            files.close(lock)
+        w.locks.clear()
 
 
 def _goes_back_now(entry: Entry) -> bool:

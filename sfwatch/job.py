@@ -13,6 +13,7 @@ from pathlib import Path
 from sfwatch.files import Identity
 from sfwatch.journal import Delivery, Journal
 from sfwatch.logs import EventLog
+from sfwatch.service.listing import Found
 from sfwatch.settings import Api, Inbox, Uploads
 from sfwatch.settle import Settled
 from sfwatch.upload import Client, Pace
@@ -23,6 +24,7 @@ class Task(StrEnum):
     """What is wanted of a worker."""
 
     DELIVER = "deliver"  # take the file as far as it goes, from wherever it is
+    RESUME = "resume"  # find out what is known of a claim that was found again
     GIVE_BACK = "give_back"  # put a claimed file back into its inbox
     CONDEMN = "condemn"  # file it under failed, for the reason given
 
@@ -34,6 +36,21 @@ class Condemned:
     reason: str
     detail: str
     verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """Why an upload whose outcome is unknown may be sent again.
+
+    `proved`: the service has none of its attempts. `until` (monotonic): the proof is too old after that.
+    `request`: the id of a person's request, which this resend uses up; `file` holds it.
+    """
+
+    detail: str
+    proved: bool = False
+    until: float | None = None
+    request: str | None = None
+    file: Path | None = None
 
 
 BACK_S = 30.0
@@ -77,21 +94,29 @@ class Progress:
 class Job:
     """One step for one file.
 
-    `known` is what is known of the file and could not be made durable yet, or was handed over with the last
-    outcome. `looked_s` says how long a lost upload has been looked for, `held_s` how long the target was held
-    since the last attempt, `seen_at` (monotonic) when the file was first seen.
+    `claims` is the name of the claims folder that the file is in, or will be claimed in. `known` is what is
+    known of the file and could not be made durable yet, or was handed over with the last outcome. `served_s`:
+    the pause between the last attempt and this one, without holds. `seen_at` (monotonic): when the file was
+    first seen. `found`: its upload was found in the listing. `charged`: another file's acceptance has disproved
+    an account refusal of this one.
     """
 
     task: Task
     inbox: Inbox
     name: str
     seen_at: float
+    claims: str
     settled: Settled | None = None
     known: Delivery | None = None
-    looked_s: float = 0.0
-    held_s: float = 0.0
+    is_past_known: bool = (
+        True  # the claims folder began with this journal: a claim without a row was never sent
+    )
+    served_s: float = 0.0
+    charged: bool = False
     condemned: Condemned | None = None
-    insist: bool = False  # a person wants a lost upload sent again
+    found: Found | None = None
+    resend: Resend | None = None
+    trial: bool = False  # it tries a held target
     home: Identity | None = None  # the folder that the inbox was when the file was seen or claimed in it
     progress: Progress = field(default_factory=Progress, compare=False)
 
@@ -125,6 +150,7 @@ class Tools:
     clock: Callable[[], float]
     wall: Callable[[], float]
     stop: Callable[[], bool]
+    sleep: Callable[[float], object]
     pace: Pace | None = None
     gate: AbstractContextManager[object] = field(default_factory=nullcontext, compare=False)
     accepted: Callable[[], None] = _nothing
@@ -148,7 +174,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The file is not there any more; it was somebody else who took it."""
+    """The file is not there any more. `quiet`: what was found again was neither a claim nor a row."""
+
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +205,12 @@ class Deferred:
     """Not now, or the account's fault. Back in the inbox, unless its name was taken there (`claimed`)."""
 
     verdict: Verdict
-    attempt: int
-    first_attempt_at: float | None
-    held_s: float
     claimed: bool
     known: Delivery | None
+
+    @property
+    def attempt(self) -> int:
+        return self.known.attempts if self.known is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,28 +223,30 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The answer is lost; the file stays claimed until it is known what became of it."""
+    """The outcome is unknown; the file stays claimed until the listing says what became of it."""
 
     verdict: Verdict
     known: Delivery
 
+    @property
+    def attempt(self) -> int:
+        return self.known.attempts
+
 
 @dataclass(frozen=True, slots=True)
-class LookAgain:
-    """It is not in the listing yet."""
+class NeedsLookUp:
+    """It is looked up before anything else. `known` may be a claim found again, which waits or has no row."""
 
     known: Delivery
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """Nobody can tell what became of it. It stays claimed and is looked up now and then."""
+    """No look-up can say what became of it. It stays claimed until a person decides."""
 
     known: Delivery
     reason: str
     detail: str
-    candidates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +285,7 @@ Outcome = (
     | Deferred
     | Refused
     | Unknown
-    | LookAgain
+    | NeedsLookUp
     | Undecided
     | NoStorage
     | InboxGone

@@ -2,38 +2,40 @@
 
 The folders say what there is to do, the journal only what is known about it: a lost journal costs certainty,
 never a file. One row stands for one file from its first attempt on; `save` makes it what it is told and returns
-when that is durable. There is no thread for it: whoever wants something and finds nobody committing commits for
-all who want something at that moment, in one transaction with one sync of the disk, and then hands on to one of
-those who came meanwhile. So a worker alone waits for nobody but the disk.
+when that is durable. One thread owns the database and is the only one to touch the state folder. Whoever wants
+something puts it into a queue and waits; all that wait at that moment share one transaction with one sync.
 
 What is in a column is not in `facts`, which is JSON. A row is written over only where it changed: each index
 that a step need not touch is a page less to write.
 
-*Instance* is the random name of this state folder; claims lie in folders of that name. A journal that had to
-be set aside makes the instance a *former* one: of its claims nothing is known, so each may have been uploaded.
+*Numbers* say what came before what, since clocks cannot: one counter numbers the beginnings of attempts and the
+acceptances. *Instance* is the random name of this state folder on this machine; folders of claims are named by
+it. It stands in a file of its own, so that it outlives a lost journal; `id` tells one journal from the next.
 """
 
 import contextlib
 import errno
 import fcntl
 import json
-import operator
 import os
-import re
+import queue
 import secrets
 import sqlite3
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from sfwatch import files
+from sfwatch.delivery import identity
+from sfwatch.delivery.evidence import Evidence
 
-SCHEMA = 1
+SCHEMA = 2
 _DATABASE = "journal.sqlite3"
 
 
@@ -43,18 +45,20 @@ class State(StrEnum):
     WAITING = "waiting"  # tried before; the service has nothing of it; it is back in its inbox
     SENDING = "sending"  # an attempt has begun, its outcome is not written yet
     UNKNOWN = "unknown"  # an attempt ended without a clear answer
+    DOUBTED = "doubted"  # refused, which is not believed yet; the service has nothing of it; still claimed
     ACCEPTED = "accepted"  # sidecar and move are left
     REFUSED = "refused"  # report and move are left
     DONE = "done"
     FAILED = "failed"
+    ORPHAN = "orphan"  # an upload of ours that is no file's
 
 
-OPEN = (State.WAITING, State.SENDING, State.UNKNOWN, State.ACCEPTED, State.REFUSED)
+OPEN = (State.WAITING, State.SENDING, State.UNKNOWN, State.DOUBTED, State.ACCEPTED, State.REFUSED)
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """All that is known of one file on its way. Times are seconds since the epoch, `held_s` seconds."""
+class Delivery(Evidence):
+    """All that is known of one file on its way. `finished_at` is seconds since the epoch, `*_s` are seconds."""
 
     inbox: str
     name: str
@@ -64,15 +68,21 @@ class Delivery:
     size: int
     mtime_ns: int
     row: int | None = None
+    claims: str | None = None  # the claims folder, in `.sfwatch`, that the file is or was claimed in
+    tag: str | None = None
     settled_by: str | None = None
     sha256: str | None = None
     lines: int | None = None
     target: str | None = None
     remote_name: str | None = None
+    purpose: str | None = None
     attempts: int = 0
-    first_attempt_at: float | None = None
-    held_s: float = 0.0
-    windows: tuple[tuple[float, float], ...] = ()
+    unproved: int = 0  # attempts that the service may have stored
+    resends: int = 0  # those without proof that the one before was not stored
+    resend_request: str | None = None  # the person's request that the last attempt used up
+    first_sent: int | None = None  # the journal's own numbers, see `save`
+    last_sent: int | None = None
+    accepted: int | None = None
     answer: dict[str, Any] | None = None
     file_id: str | None = None
     report: dict[str, Any] | None = None
@@ -80,10 +90,19 @@ class Delivery:
     target_name: str | None = None
     finished_at: float | None = None
 
-    @property
-    def resent(self) -> int:
-        """How many tries since the first lost one may have been stored too; refused ones leave no window."""
-        return max(0, len(self.windows) - 1)
+
+@dataclass(frozen=True, slots=True)
+class KnownUpload:
+    """What the journal knows of an upload that it has the id of.
+
+    `first_sent`: of the attempt that stored it; where no answer said which one did, of the first.
+    """
+
+    row: int
+    target: str | None
+    tag: str | None
+    first_sent: int | None
+    accepted: int | None
 
 
 def address(target: str | None) -> str:
@@ -100,38 +119,11 @@ class StateInUseError(JournalError):
 
 
 class JournalDamagedError(JournalError):
-    """The journal was sound when it was opened and is not any more: a restart sets it aside."""
-
-
-class AttemptOpenError(Exception):
-    """Another attempt under this remote name at this target is not settled yet."""
+    """The journal was sound when it was opened and cannot be used any more: it takes a restart."""
 
 
 class IdKnownError(Exception):
     """The journal knows this file id as another upload's."""
-
-
-class Journal(Protocol):
-    """What the rest of sfwatch asks of a journal; a shared database could stand behind it one day.
-
-    `save` and `forget` raise OSError (ENOSPC, EIO, EROFS, …) when the state folder does not take them.
-    To an answer that does not have it yet `save` adds `same_as`: an earlier upload of the same bytes.
-    """
-
-    @property
-    def instance(self) -> str: ...
-    @property
-    def former(self) -> Sequence[str]: ...
-    def find(self, inbox: str, name: str) -> Delivery | None: ...
-    def under_way(self) -> list[Delivery]: ...
-    def save(self, delivery: Delivery) -> Delivery: ...
-    def forget(self, delivery: Delivery) -> None: ...
-    def known(self, target: str, ids: Collection[str]) -> frozenset[str]: ...
-    def newest(self, target: str) -> str | None: ...
-    def folder_seen(self, path: str) -> bool: ...
-    def saw_folder(self, path: str) -> None: ...
-    def prune(self, before: float) -> None: ...
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +135,10 @@ class SetAside:
     detail: str
 
 
-_CREATE = """
+# What each schema makes of the one before. Schema 1 had no numbers: the ids of its rows take their place. Its
+# facts told the times of each attempt that the service may have stored.
+_STEPS = (
+    """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE folder (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE delivery (
@@ -159,385 +154,397 @@ CREATE TABLE delivery (
   facts TEXT NOT NULL
 );
 CREATE UNIQUE INDEX open_file ON delivery (inbox, name) WHERE finished_at IS NULL;
-CREATE UNIQUE INDEX open_attempt ON delivery (target, remote_name) WHERE state IN ('sending', 'unknown');
-CREATE UNIQUE INDEX file_id ON delivery (file_id, target) WHERE file_id IS NOT NULL;
 CREATE INDEX same_bytes ON delivery (sha256) WHERE file_id IS NOT NULL;
 CREATE INDEX finished ON delivery (finished_at) WHERE finished_at IS NOT NULL;
-"""
+""",
+    """
+DROP INDEX IF EXISTS open_attempt;
+DROP INDEX IF EXISTS file_id;
+ALTER TABLE delivery ADD COLUMN address TEXT;
+ALTER TABLE delivery ADD COLUMN tag TEXT;
+ALTER TABLE delivery ADD COLUMN size INTEGER;
+ALTER TABLE delivery ADD COLUMN first_sent INTEGER;
+ALTER TABLE delivery ADD COLUMN last_sent INTEGER;
+ALTER TABLE delivery ADD COLUMN accepted INTEGER;
+ALTER TABLE delivery ADD COLUMN answered INTEGER;
+UPDATE delivery SET
+  address = address_of(target),
+  size = json_extract(facts, '$.size'),
+  accepted = CASE WHEN file_id IS NOT NULL THEN id END,
+  answered = json_type(facts, '$.answer') IS 'object' AND json_extract(facts, '$.answer.recovered') IS NOT 1,
+  facts = json_set(facts, '$.unproved', coalesce(json_array_length(facts, '$.windows'), 0));
+UPDATE delivery SET first_sent = id, last_sent = id WHERE json_extract(facts, '$.unproved') > 0;
+UPDATE delivery SET file_id = NULL WHERE file_id IS NOT NULL
+  AND id NOT IN (SELECT max(id) FROM delivery WHERE file_id IS NOT NULL GROUP BY file_id, address);
+CREATE UNIQUE INDEX file_id ON delivery (file_id, address) WHERE file_id IS NOT NULL;
+CREATE INDEX finished_tag ON delivery (tag) WHERE finished_at IS NOT NULL;
+CREATE INDEX accepted ON delivery (address, target, accepted, size) WHERE accepted IS NOT NULL;
+CREATE INDEX accepted_there ON delivery (address, accepted) WHERE accepted IS NOT NULL;
+CREATE TABLE changes_names (address TEXT PRIMARY KEY) WITHOUT ROWID;
+UPDATE meta SET key = 'id' WHERE key = 'instance';
+DELETE FROM meta WHERE key = 'former';
+INSERT OR IGNORE INTO meta VALUES ('id', lower(hex(randomblob(8))));
+""",
+)
 
 T = TypeVar("T")
-_Name = tuple[str, str]
 _Row = tuple[Any, ...]
+_Work = Callable[[sqlite3.Connection], Any]
+
+
+class _Request(NamedTuple):
+    """Something that the journal's thread is asked to do, within a transaction or beside the database."""
+
+    work: _Work
+    answer: Future[Any]
+    beside: bool
 
 
 class SqliteJournal:
     """The journal in one SQLite database (WAL, every commit synced) in *state_dir*.
 
     Holds a kernel lock on the folder as long as it is open. Raises StateInUseError if another daemon has it,
-    OSError or JournalError if the folder cannot be used.
+    OSError or JournalError if the folder cannot be used. Once it is closed every call raises JournalError.
     """
 
-    def __init__(self, state_dir: Path, *, stamp: str) -> None:
+    id: str
+    instance: str
+    former: Sequence[str]
+    machine: str | None
+
+    def __init__(self, state_dir: Path, *, stamp: str, machine_id: Path = identity.MACHINE_ID) -> None:
         self.set_aside: SetAside | None = None
         self._folder = state_dir
-        self._lock = _lock(state_dir)
-        with contextlib.ExitStack() as undo:
-            undo.callback(files.close, self._lock)
-            self._database = self._open(stamp)
-            undo.callback(self._database.close)
-            try:
-                self.instance, self.former = self._identify()
-                self._open_names = _open_names(self._database)
-            except sqlite3.Error as error:
-                raise _storage_error(error, state_dir) from None
-            undo.pop_all()
-        self._desk = threading.Lock()  # for what stands below; never held while anything is done
-        self._closed = False
-        self._led = False
-        self._wishes: list[_Wish] = []
-        # Of each row of the transaction: which file's open row it was before, and which file's it is.
-        self._turned: list[tuple[_Name | None, _Name | None]] = []
+        self._renaming: set[str] | None = None
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._gate = threading.Lock()  # after the last request nobody puts another one
+        self._ended: str | None = None
+        self._bug: BaseException | None = None
+        opened: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._serve, args=(stamp, machine_id, opened), name="journal", daemon=True
+        )
+        self._thread.start()
+        failure = opened.exception()
+        if failure is not None:
+            self._thread.join()
+            raise failure
 
     def find(self, inbox: str, name: str) -> Delivery | None:
         """Return what is known of the file *name* of the inbox at path *inbox*, unless it is finished."""
-        if self._closed:
-            raise self._too_late()
-        if name not in self._open_names.get(inbox, ()):  # as for nearly every file: it was never tried
-            return None
-        rows = self._ask(
+        rows = self._select(
             f"{_SELECT} WHERE inbox = ? AND name = ? AND finished_at IS NULL",
-            (os.fsencode(inbox), os.fsencode(name)),
+            os.fsencode(inbox),
+            os.fsencode(name),
         )
         return _delivery(rows[0]) if rows else None
 
     def under_way(self) -> list[Delivery]:
         """Return every file that is not finished, the oldest first."""
-        return [_delivery(row) for row in self._ask(_UNDER_WAY, ())]
+        return [_delivery(row) for row in self._select(_UNDER_WAY)]
+
+    def finished(self, tag: str) -> Delivery | None:
+        """Return the newest finished file with this tag."""
+        rows = self._select(
+            f"{_SELECT} WHERE tag = ? AND finished_at IS NOT NULL AND state != ? ORDER BY id DESC LIMIT 1",
+            tag,
+            State.ORPHAN,
+        )
+        return _delivery(rows[0]) if rows else None
 
     def save(self, delivery: Delivery) -> Delivery:
-        """Make *delivery* durable and return it with its row, and its answer with `same_as`.
+        """Make *delivery* durable and return it with its row and numbers, and its answer with `same_as`.
 
-        Raises AttemptOpenError and IdKnownError where another row stands against it, and OSError.
+        A row that turns SENDING gets the next number as `last_sent`, and as `first_sent` if it has none; one
+        that is ACCEPTED gets it as `accepted` if it has none. `same_as`: an earlier upload of the same bytes.
+        Raises IdKnownError where another upload to this address has this id, and as `forget` OSError (ENOSPC,
+        EIO, EROFS, …) when the state folder does not take it.
         """
-        if delivery.answer is None or "same_as" in delivery.answer:
-            return self._write(lambda database: self._put(database, delivery))
-        try:
-            return self._write(lambda database: self._put(database, _compared(database, delivery)))
-        except (OSError, JournalDamagedError):  # nice to know: an answer is not lost for it
-            return self.save(_same_as(delivery, None))
+        return self._ask(lambda database: self._put(database, delivery))
 
     def forget(self, delivery: Delivery) -> None:
         """Remove the row: nothing of this file is to be remembered."""
-        self._write(lambda database: self._remove(database, delivery.row))
-
-    def known(self, target: str, ids: Collection[str]) -> frozenset[str]:
-        """Return those of *ids* that the journal knows as uploads to *target* or another of its address.
-
-        Another key, or the same from another place, may well belong to the same account.
-        """
-        rows = self._ask(
-            "SELECT file_id, target FROM delivery WHERE file_id IN (SELECT value FROM json_each(?))",
-            (json.dumps(list(ids)),),
-        )
-        return frozenset(file_id for file_id, theirs in rows if address(theirs) == address(target))
-
-    def newest(self, target: str) -> str | None:
-        """Return the id accepted last at *target*."""
-        rows = self._ask(
-            "SELECT file_id FROM delivery WHERE target = ? AND file_id IS NOT NULL ORDER BY id DESC LIMIT 1",
-            (target,),
-        )
-        return rows[0][0] if rows else None
-
-    def folder_seen(self, path: str) -> bool:
-        """Return whether this folder has been there before: if it is missing now, it is lost, not new."""
-        return bool(self._ask("SELECT 1 FROM folder WHERE path = ?", (os.fsencode(path),)))
-
-    def saw_folder(self, path: str) -> None:
-        """Remember that this folder was there."""
-        if not self.folder_seen(path):
-            values = (os.fsencode(path),)
-            self._write(
-                lambda database: _run(database, "INSERT OR IGNORE INTO folder (path) VALUES (?)", values)
-            )
+        self._execute("DELETE FROM delivery WHERE id = ?", delivery.row)
 
     def prune(self, before: float) -> None:
         """Forget the files that were finished before this time."""
-        self._write(lambda database: _run(database, "DELETE FROM delivery WHERE finished_at < ?", (before,)))
+        self._execute("DELETE FROM delivery WHERE finished_at < ?", before)
+
+    def number(self) -> int:
+        """Return the greatest number that was given so far: of an attempt or an acceptance."""
+        return self._ask(lambda _: self._last_number)
+
+    def known(self, address: str, ids: Collection[str]) -> dict[str, KnownUpload]:
+        """Return what is known of those of *ids* that are uploads to this address.
+
+        Another key, or the same from another place, may well belong to the same account.
+        """
+        rows = self._select(
+            "SELECT file_id, id, target, tag, CASE WHEN answered THEN last_sent ELSE first_sent END, accepted"
+            " FROM delivery"
+            " WHERE file_id IN (SELECT value FROM json_each(?)) AND address = ?",
+            json.dumps(list(ids)),
+            address,
+        )
+        return {file_id: KnownUpload(*upload) for file_id, *upload in rows}
+
+    def knows_any(self, address: str) -> bool:
+        """Return whether any upload was accepted at this address."""
+        query = "SELECT 1 FROM delivery WHERE address = ? AND accepted IS NOT NULL LIMIT 1"
+        return bool(self._select(query, address))
+
+    def accepted_before(self, target: str, number: int) -> str | None:
+        """Return the id of the upload that was accepted last at this target, up to this number.
+
+        Where there is none, of one with another key (or the same from another place) at this address.
+        """
+        query = "SELECT file_id FROM delivery WHERE address = ? AND accepted <= ? AND file_id IS NOT NULL"
+        last = " ORDER BY accepted DESC LIMIT 1"
+        rows = self._select(f"{query} AND target = ?{last}", address(target), number, target)
+        rows = rows or self._select(query + last, address(target), number)
+        return rows[0][0] if rows else None
+
+    def last_accepted(self, target: str) -> int:
+        """Return the number of this target's last acceptance that was answered, not found in a listing."""
+        return self._of_accepted("accepted", target, "AND answered ORDER BY accepted DESC LIMIT 1") or 0
+
+    def largest_accepted(self, target: str) -> int:
+        """Return how many bytes the largest file had that this target accepted."""
+        return self._of_accepted("max(size)", target, "") or 0
+
+    def disproves(self, target: str, refused_words: str) -> bool:
+        """Return whether a file was refused in these words and accepted later: they are not its fault."""
+        query = "AND json_extract(facts, '$.refused_words') = ? LIMIT 1"
+        return self._of_accepted("1", target, query, refused_words) is not None
+
+    def names_kept(self, address: str) -> bool:
+        """Return whether the service there keeps the names of uploads, for all that is known."""
+        if self._renaming is None:  # asked for after each acceptance
+            self._renaming = {where for (where,) in self._select("SELECT address FROM changes_names")}
+        return address not in self._renaming
+
+    def note_names(self, address: str, *, kept: bool) -> None:
+        """Remember whether the service there keeps the names of uploads."""
+        self._renaming = None
+        if kept:
+            self._execute("DELETE FROM changes_names WHERE address = ?", address)
+        else:
+            self._execute("INSERT OR IGNORE INTO changes_names VALUES (?)", address)
+
+    def folder_seen(self, path: str) -> bool:
+        """Return whether this folder has been there before: if it is missing now, it is lost, not new."""
+        return bool(self._select("SELECT 1 FROM folder WHERE path = ?", os.fsencode(path)))
+
+    def saw_folder(self, path: str) -> None:
+        """Remember that this folder was there."""
+        self._execute("INSERT OR IGNORE INTO folder VALUES (?)", os.fsencode(path))
+
+    def free_bytes(self) -> int:
+        """Return how much more the state folder's filesystem takes from us."""
+        space = self.call(lambda: os.statvfs(self._folder))
+        return space.f_bavail * space.f_frsize
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Do something that touches the state folder, in the journal's thread; it must not ask the journal."""
+        return self._ask(lambda _: work(), beside=True)
 
     def close(self) -> None:
-        """Write what is left and let go of the folder; who comes later gets a JournalError."""
-        with self._desk:
-            if self._closed:
-                return
-            self._closed = True
-            last = self._queued(_Wish(lambda _: None))
-        with contextlib.suppress(OSError, JournalError):  # all that it is for is to come last
-            self._settled(last)
-        self._database.close()
-        with contextlib.suppress(OSError):
-            files.close(self._lock)
+        """Write what is asked for already and let go of the folder; who comes later gets a JournalError."""
+        with self._gate:
+            if self._ended is None:
+                self._ended = f"the journal in {self._folder} is closed"
+                self._requests.put(None)
+        self._thread.join()
 
-    # What is done within a transaction.
+    # What callers do.
+
+    def _ask(self, work: Callable[[sqlite3.Connection], T], *, beside: bool = False) -> T:
+        answer: Future[T] = Future()
+        with self._gate:
+            if self._ended is not None:
+                raise self._end()
+            self._requests.put(_Request(work, answer, beside))
+        return answer.result()
+
+    def _select(self, query: str, *values: object) -> list[_Row]:
+        return self._ask(lambda database: database.execute(query, values).fetchall())
+
+    def _execute(self, statement: str, *values: object) -> None:
+        self._select(statement, *values)
+
+    def _of_accepted(self, column: str, target: str, rest: str, *values: object) -> Any:
+        query = (
+            f"SELECT {column} FROM delivery WHERE address = ? AND target = ? AND accepted IS NOT NULL {rest}"  # noqa: S608
+        )
+        rows = self._select(query, address(target), target, *values)
+        return rows[0][0] if rows else None
+
+    def _end(self) -> JournalError:
+        if self._bug is None:
+            return JournalError(self._ended)
+        error = JournalDamagedError(self._ended)
+        error.__cause__ = self._bug
+        return error
+
+    # What the thread does.
+
+    def _serve(self, stamp: str, machine_id: Path, opened: Future[None]) -> None:
+        requests: list[_Request] = []
+        try:
+            with contextlib.ExitStack() as held:
+                database = self._open(held, stamp, machine_id)
+                opened.set_result(None)
+                while requests := self._next_requests():
+                    for request in requests:
+                        if request.beside:
+                            _done(request, database)()
+                    if together := [request for request in requests if not request.beside]:
+                        self._commit(database, together)
+        except BaseException as bug:  # noqa: BLE001 - it is raised where somebody waits
+            if not opened.done():
+                opened.set_exception(bug)
+                return
+            with self._gate:
+                self._bug = bug
+                self._ended = f"the journal's thread in {self._folder} failed: {bug!r}"
+            while not self._requests.empty():
+                requests += filter(None, [self._requests.get()])
+            for request in requests:
+                if not request.answer.done():
+                    request.answer.set_exception(self._end())
+
+    def _next_requests(self) -> list[_Request]:
+        """Wait for a request and return all that are there then; none is the end."""
+        requests = []
+        while (request := self._requests.get()) is not None:
+            requests.append(request)
+            if self._requests.empty():
+                return requests
+        if requests:
+            self._requests.put(None)  # the end comes after these
+        return requests
+
+    def _commit(self, database: sqlite3.Connection, requests: list[_Request]) -> None:
+        try:
+            with _transaction(database):
+                tell = [_done(request, database) for request in requests]
+        except sqlite3.Error as error:
+            if len(requests) == 1:
+                requests[0].answer.set_exception(_storage_error(error, self._folder))
+                return
+            for request in requests:  # one that the disk does not take must not fail those that only read
+                self._commit(database, [request])
+        else:
+            for told in tell:
+                told()
 
     def _put(self, database: sqlite3.Connection, delivery: Delivery) -> Delivery:
-        """Write the row. What is refused has changed nothing: the others of its transaction go on."""
+        before = database.execute(_WRITTEN, (delivery.row,)).fetchone()
+        if delivery.state is State.SENDING and (before is None or before[_STATE] != State.SENDING):
+            number = self._next_number()
+            delivery = replace(delivery, first_sent=delivery.first_sent or number, last_sent=number)
+        if delivery.state is State.ACCEPTED and delivery.accepted is None:
+            delivery = replace(delivery, accepted=self._next_number())
+        if delivery.answer is not None and "same_as" not in delivery.answer:
+            earlier = database.execute(_SAME_BYTES, (delivery.sha256, delivery.target)).fetchone()
+            delivery = replace(delivery, answer={**delivery.answer, "same_as": earlier and earlier[0]})
         values = _values(delivery)
-        before = _written(database, delivery.row)
         try:
             if before is None:
-                delivery = replace(delivery, row=_insert(database, values))
-            else:
-                _update(database, delivery.row, before, values)
+                if delivery.finished_at is None:  # a file that was tried before and is another one starts anew
+                    database.execute(_FORGET_TRIED, values[:2])
+                return replace(delivery, row=database.execute(_INSERT, values).lastrowid)
+            pairs = zip(_COLUMNS, before, values, strict=True)
+            if changed := {column: new for column, old, new in pairs if old != new}:
+                update = f"UPDATE delivery SET {' = ?, '.join(changed)} = ? WHERE id = ?"  # noqa: S608
+                database.execute(update, (*changed.values(), delivery.row))
         except sqlite3.IntegrityError as conflict:
-            if "remote_name" in str(conflict):
-                raise AttemptOpenError(delivery.remote_name) from None
             if "file_id" in str(conflict):
                 raise IdKnownError(delivery.file_id) from None
             raise JournalError(f"{delivery.name!r} is under way already ({conflict})") from None
-        is_open = delivery.finished_at is None
-        self._turned.append((_open_name(before), (delivery.inbox, delivery.name) if is_open else None))
         return delivery
 
-    def _remove(self, database: sqlite3.Connection, row: int | None) -> None:
-        self._turned.append((_open_name(_written(database, row)), None))
-        _run(database, "DELETE FROM delivery WHERE id = ?", (row,))
+    def _next_number(self) -> int:
+        self._last_number += 1
+        return self._last_number
 
-    # Whoever finds nobody committing leads: he commits for all.
-
-    def _ask(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        return self._write(lambda database: database.execute(query, values).fetchall())
-
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        with self._desk:
-            if self._closed:
-                raise self._too_late()
-            wish = self._queued(_Wish(work))
-        result: T = self._settled(wish)
-        return result
-
-    def _too_late(self) -> JournalError:
-        return JournalError(f"the journal in {self._folder} is closed")
-
-    def _queued(self, wish: "_Wish") -> "_Wish":
-        self._wishes.append(wish)
-        if not self._led:
-            self._led = wish.leads = True
-            wish.wake()
-        return wish
-
-    def _settled(self, wish: "_Wish") -> Any:
-        wish.wait()  # always: the lead may be handed to a wish before its worker comes to this
-        if wish.leads:
-            self._lead()
-        if isinstance(wish.answer, Exception):
-            raise wish.answer
-        return wish.answer
-
-    def _lead(self) -> None:
-        """Commit once for all who wait, and hand on: nobody is kept at it for others."""
-        with self._desk:
-            wishes, self._wishes = self._wishes, []
-        try:
-            self._commit(wishes)
-        finally:
-            with self._desk:
-                self._led = bool(self._wishes)
-                if self._led:
-                    self._wishes[0].leads = True
-                    self._wishes[0].wake()
-            for wish in wishes:
-                wish.wake()
-
-    def _commit(self, wishes: "list[_Wish]") -> None:
-        self._turned.clear()
-        try:
-            with _transaction(self._database):
-                answers = [wish.fulfil(self._database) for wish in wishes]
-        except sqlite3.Error as error:
-            if len(wishes) > 1:  # one that the disk does not take must not fail the others, which may only read
-                for wish in wishes:
-                    self._commit([wish])
-            else:
-                wishes[0].answer = _storage_error(error, self._folder)
-            return
-        for before, after in self._turned:
-            if after is not None:
-                self._open_names[after[0]].add(after[1])
-            if before is not None and before != after:
-                self._open_names[before[0]].discard(before[1])
-        for wish, answer in zip(wishes, answers, strict=True):
-            wish.answer = answer
-
-    # Opening.
-
-    def _open(self, stamp: str) -> sqlite3.Connection:
+    def _open(self, held: contextlib.ExitStack, stamp: str, machine_id: Path) -> sqlite3.Connection:
+        held.callback(files.close, _lock(self._folder))
+        self.machine = identity.machine_id(machine_id)
         path = self._folder / _DATABASE
         try:
-            return _open(path)
+            database, self.id, last = _open(path, self.machine)
         except _UnusableError as unusable:
             self.set_aside = _set_aside(path, unusable, stamp)
-            return _open(path)
-
-    def _identify(self) -> tuple[str, tuple[str, ...]]:
-        file = self._folder / "instance"
-        ours = _read_instance(file)
-        known = self._database.execute("SELECT value FROM meta WHERE key = 'instance'").fetchone()
-        if known is not None:
-            if ours != known[0]:
-                _write_instance(file, known[0])
-            return known[0], _former(self._database)
-        instance = secrets.token_hex(8)
-        with _transaction(self._database):
-            self._database.execute("INSERT INTO meta VALUES ('instance', ?)", (instance,))
-            self._database.execute(
-                "INSERT INTO meta VALUES ('former', ?)", (json.dumps([ours] if ours else []),)
-            )
-        _write_instance(file, instance)
-        return instance, _former(self._database)
+            database, self.id, last = _open(path, self.machine)
+        held.callback(database.close)
+        self._last_number = last
+        self.instance, _, self.former = identity.establish(self._folder, self.machine)
+        return database
 
 
-class _Wish:
-    """Something that a worker wants from the database, and the place for its answer.
-
-    A lock that is taken twice is all that the waiting needs. It is let go of once for each wait, by whoever has
-    settled the wish or hands the lead to it; no signal's handler may raise in a thread that waits here.
-    """
-
-    __slots__ = ("_awake", "_work", "answer", "leads")
-
-    def __init__(self, work: Callable[[sqlite3.Connection], Any]) -> None:
-        self.leads = False
-        self.answer: Any = JournalError("the commit was broken off")
-        self._work = work
-        self._awake = threading.Lock()
-        self._awake.acquire()
-
-    def fulfil(self, database: sqlite3.Connection) -> Any:
-        """Do the work; one wish that cannot be granted does not spoil the others of its transaction."""
-        try:
-            return self._work(database)
-        except sqlite3.Error:
-            raise
-        except Exception as refused:  # noqa: BLE001 - it is raised again where the worker waits
-            return refused
-
-    def wake(self) -> None:
-        """Let the worker go on."""
-        self._awake.release()
-
-    def wait(self) -> None:
-        """Return once there is an answer, or when it is this worker's turn to commit."""
-        self._awake.acquire()
+Journal = SqliteJournal
 
 
-_COLUMNS = ("inbox", "name", "state", "target", "remote_name", "sha256", "file_id", "finished_at", "facts")
+def _done(request: _Request, database: sqlite3.Connection) -> Callable[[], None]:
+    """Do what is asked and return how to tell so; what is refused leaves the others' changes in place."""
+    database.execute("SAVEPOINT request")
+    try:
+        tell = partial(request.answer.set_result, request.work(database))
+    except sqlite3.Error:
+        raise
+    except Exception as refused:  # noqa: BLE001 - it is raised again where the caller waits
+        database.execute("ROLLBACK TO request")
+        tell = partial(request.answer.set_exception, refused)
+    database.execute("RELEASE request")
+    return tell
+
+
+_PLAIN = (
+    *("state", "target", "remote_name", "tag", "sha256", "file_id"),
+    *("first_sent", "last_sent", "accepted", "size", "finished_at"),
+)
+_COLUMNS = ("inbox", "name", *_PLAIN, "address", "answered", "facts")
+_STATE = _COLUMNS.index("state")
 _SELECT = f"SELECT id, {', '.join(_COLUMNS)} FROM delivery"  # noqa: S608 - no input in it
 _UNDER_WAY = f"{_SELECT} INDEXED BY open_file WHERE finished_at IS NULL ORDER BY id"
 _LAST = f"{_SELECT} WHERE state = ? AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1"
 _WRITTEN = f"SELECT {', '.join(_COLUMNS)} FROM delivery WHERE id = ?"  # noqa: S608
 _INSERT = f"INSERT INTO delivery ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
-
-
-def _compared(database: sqlite3.Connection, delivery: Delivery) -> Delivery:
-    """Look for an earlier upload of the same bytes to the same target."""
-    row = database.execute(
-        "SELECT file_id FROM delivery WHERE sha256 = ? AND target = ? AND file_id IS NOT NULL"
-        " ORDER BY id DESC LIMIT 1",
-        (delivery.sha256, delivery.target),
-    ).fetchone()
-    return _same_as(delivery, row and row[0])
-
-
-def _same_as(delivery: Delivery, earlier: str | None) -> Delivery:
-    return replace(delivery, answer={**(delivery.answer or {}), "same_as": earlier})
-
-
-def _written(database: sqlite3.Connection, row: int | None) -> _Row | None:
-    if row is None:
-        return None
-    written: _Row | None = database.execute(_WRITTEN, (row,)).fetchone()
-    return written
-
-
-def _update(database: sqlite3.Connection, row: int | None, before: _Row, after: _Row) -> None:
-    changed = {column: new for column, old, new in zip(_COLUMNS, before, after, strict=True) if old != new}
-    if changed:
-        settings = ", ".join(f"{column} = ?" for column in changed)
-        _run(database, f"UPDATE delivery SET {settings} WHERE id = ?", (*changed.values(), row))  # noqa: S608
-
-
-# Rows that wait are never finished; only because it is said does the index of open files serve.
-_FORGET_TRIED = (
-    "DELETE FROM delivery WHERE inbox = ? AND name = ? AND finished_at IS NULL AND state = 'waiting'"
+_LAST_NUMBER = (
+    "SELECT coalesce(max(max(coalesce(last_sent, 0), coalesce(accepted, 0), coalesce(first_sent, 0))), 0)"
+    " FROM delivery"
 )
-
-
-def _insert(database: sqlite3.Connection, values: _Row) -> int:
-    """A file that was tried before and is another one now starts anew."""
-    with contextlib.suppress(sqlite3.IntegrityError):  # it changed nothing
-        return database.execute(_INSERT, values).lastrowid or 0
-    database.execute("SAVEPOINT tried_before")
-    try:
-        _run(database, _FORGET_TRIED, values[:2])
-        row = database.execute(_INSERT, values).lastrowid
-    except sqlite3.IntegrityError:
-        database.execute("ROLLBACK TO tried_before")
-        database.execute("RELEASE tried_before")
-        raise
-    database.execute("RELEASE tried_before")
-    return row or 0
-
-
+# Of these the service has nothing. They are never finished: only because it is said does the index serve.
+_FORGET_TRIED = (
+    "DELETE FROM delivery WHERE inbox = ? AND name = ? AND finished_at IS NULL"
+    " AND state IN ('waiting', 'doubted')"
+)
+_SAME_BYTES = """SELECT file_id FROM delivery WHERE sha256 = ? AND target = ? AND file_id IS NOT NULL
+  ORDER BY id DESC LIMIT 1"""
 _FACTS = tuple(known.name for known in fields(Delivery) if known.name not in ("row", *_COLUMNS))
-_facts_of = operator.attrgetter(*_FACTS)  # `asdict` copies each value deeply, which takes far longer
 
 
 def _values(delivery: Delivery) -> _Row:
-    facts = zip(_FACTS, _facts_of(delivery), strict=True)
+    facts = {name: value for name in _FACTS if (value := getattr(delivery, name)) is not None}
     return (
         os.fsencode(delivery.inbox),
         os.fsencode(delivery.name),
-        delivery.state,
-        delivery.target,
-        delivery.remote_name,
-        delivery.sha256,
-        delivery.file_id,
-        delivery.finished_at,
-        _json({name: value for name, value in facts if value is not None}),
+        *(getattr(delivery, column) for column in _PLAIN),
+        address(delivery.target),
+        delivery.answer is not None and not delivery.answer.get("recovered"),
+        json.dumps(facts, separators=(",", ":")),
     )
 
 
-_json = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def _delivery(row: tuple[Any, ...]) -> Delivery:
-    """Read a row. The first version had the columns in the facts as well."""
-    known = dict(json.loads(row[-1]))
-    known.update(zip(("row", *_COLUMNS[:-1]), row[:-1], strict=True))
+def _delivery(row: _Row) -> Delivery:
+    """Read a row; what schema 1 had in its facts and this one has not is left out."""
+    facts = json.loads(row[-1])
+    known = {name: facts[name] for name in _FACTS if name in facts}
+    known.update(zip(("row", "inbox", "name", *_PLAIN), row, strict=False))
     known["inbox"], known["name"] = os.fsdecode(known["inbox"]), os.fsdecode(known["name"])
     known["state"] = State(known["state"])
-    known["windows"] = tuple((start, end) for start, end in known["windows"])
     return Delivery(**known)
-
-
-def _open_name(row: _Row | None) -> _Name | None:
-    """Which file's open row this is; that of none if it is finished."""
-    if row is None or row[_COLUMNS.index("finished_at")] is not None:
-        return None
-    return os.fsdecode(row[0]), os.fsdecode(row[1])
-
-
-def _open_names(database: sqlite3.Connection) -> defaultdict[str, set[str]]:
-    """Return the names with an open row, for each inbox: by hand what would be asked for each new file."""
-    names: defaultdict[str, set[str]] = defaultdict(set)
-    for inbox, name in database.execute("SELECT inbox, name FROM delivery WHERE finished_at IS NULL"):
-        names[os.fsdecode(inbox)].add(os.fsdecode(name))
-    return names
-
-
-def _run(database: sqlite3.Connection, statement: str, values: tuple[Any, ...]) -> None:
-    database.execute(statement, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -563,7 +570,10 @@ def glance(state_dir: Path) -> Glance:
         with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?{how}", uri=True)) as database:
             (schema,) = database.execute("PRAGMA user_version").fetchone()
             if schema != SCHEMA:
-                raise JournalError(f"the journal in {state_dir} has schema {schema}, known here is {SCHEMA}")
+                raise JournalError(
+                    f"the journal in {state_dir} has schema {schema}, this version of sfwatch reads {SCHEMA};"
+                    " an older one is brought up to date when the daemon starts"
+                )
             unfinished = database.execute(_UNDER_WAY).fetchall()
             ended = [database.execute(_LAST, (state,)).fetchone() for state in (State.DONE, State.FAILED)]
             done, failed = (None if row is None else _delivery(row) for row in ended)
@@ -580,23 +590,29 @@ class _UnusableError(Exception):
         self.reason = reason
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """Open or make the database. Raise _UnusableError for a damaged or newer one, OSError for disk faults."""
+def _open(path: Path, machine: str | None) -> tuple[sqlite3.Connection, str, int]:
+    """Open or make the database, and return its id and its last number, too.
+
+    Raises _UnusableError for a damaged or newer one, OSError for disk faults.
+    """
     files.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     with contextlib.ExitStack() as undo:
         try:
-            database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            database = sqlite3.connect(path, isolation_level=None, timeout=10)
             undo.callback(database.close)
-            _prepare(database)
+            name, last = _prepare(database, path.parent, machine)
         except sqlite3.Error as error:
-            if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise _UnusableError("damaged", str(error)) from None
-            raise _storage_error(error, path.parent) from None
+            if _code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+                raise _storage_error(error, path.parent) from None
+            raise _UnusableError("damaged", str(error)) from None  # also: no such table, no JSON, no UTF-8
+        except (ValueError, TypeError, KeyError) as error:
+            raise _UnusableError("damaged", f"a row makes no sense: {error!r}") from None
         undo.pop_all()
-    return database
+    return database, name, last
 
 
-def _prepare(database: sqlite3.Connection) -> None:
+def _prepare(database: sqlite3.Connection, folder: Path, machine: str | None) -> tuple[str, int]:
+    """Read all that a start will read, too: a database can be sound and its text damaged all the same."""
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
     (schema,) = database.execute("PRAGMA user_version").fetchone()
@@ -605,28 +621,21 @@ def _prepare(database: sqlite3.Connection) -> None:
     (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
     if sound != "ok":
         raise _UnusableError("damaged", str(sound))
-    if schema == 0:
+    if schema == 1:  # the instance stood in the journal
+        said = dict(database.execute("SELECT key, value FROM meta WHERE key IN ('instance', 'former')"))
+        if said:
+            identity.write(folder, identity.checked(said["instance"], machine, json.loads(said["former"])))
+    if schema < SCHEMA:
+        database.create_function("address_of", 1, address)
         with _transaction(database):
-            for statement in filter(str.strip, _CREATE.split(";")):
+            for statement in ";".join(_STEPS[schema:]).split(";"):
                 database.execute(statement)
             database.execute(f"PRAGMA user_version = {SCHEMA}")
-    _require_sense(database)
-
-
-def _require_sense(database: sqlite3.Connection) -> None:
-    """What a start will read must be readable: a database can be sound and its text damaged all the same."""
-    try:
-        for row in database.execute(_UNDER_WAY):
-            _delivery(row)
-        known = database.execute("SELECT value FROM meta WHERE key = 'instance'").fetchone()
-        if known is not None and (not _INSTANCE.fullmatch(known[0]) or None in _former(database)):
-            raise _UnusableError("damaged", "its instance is no instance")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _UnusableError("damaged", f"a row makes no sense: {error!r}") from None
-    except sqlite3.Error as error:
-        if _code(error) != sqlite3.SQLITE_ERROR:
-            raise
-        raise _UnusableError("damaged", str(error)) from None  # no such table, no UTF-8
+    for row in database.execute(_UNDER_WAY):
+        _delivery(row)
+    (name,) = database.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()
+    (last,) = database.execute(_LAST_NUMBER).fetchone()
+    return name, int(last)
 
 
 @contextlib.contextmanager
@@ -686,32 +695,3 @@ def _lock(state_dir: Path) -> int:
             " of its own"
         ) from None
     return fd
-
-
-def _former(database: sqlite3.Connection) -> tuple[str, ...]:
-    (former,) = database.execute("SELECT value FROM meta WHERE key = 'former'").fetchone()
-    return tuple(json.loads(former))
-
-
-def _read_instance(file: Path) -> str | None:
-    try:
-        text = file.read_text(errors="replace").strip()
-    except FileNotFoundError:
-        return None
-    return text if _INSTANCE.fullmatch(text) else None
-
-
-_INSTANCE = re.compile("[0-9a-f]{16}")
-
-
-def _write_instance(file: Path, instance: str) -> None:
-    fresh = file.with_name("instance.new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w") as stream:
-        stream.write(instance + "\n")
-        stream.flush()
-        os.fsync(fd)
-    fresh.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(folder)
-    files.close(folder)

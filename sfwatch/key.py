@@ -126,7 +126,7 @@ def _from_file(path: Path) -> Key:
         return _read_bounded(path)
     except FileNotFoundError:
         raise NoKey(
-            "key_missing", f"the key file {path} does not exist", "make it, or mend api.key_file"
+            "key_missing", f"the key file {path} does not exist", "make it, or correct api.key_file"
         ) from None
     except OSError as error:
         raise NoKey(

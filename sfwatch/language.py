@@ -100,12 +100,16 @@ UPLOADS = (
     Entry(
         "give_up_after",
         or_word("never", None, duration("1ms", "3650d")),
-        "when a file that has to wait is failed",
+        "how long a file may wait for retries, in all, before it is failed",
     ),
-    Entry("poison_after", whole(0, 1_000_000), "attempts after which one file alone is failed; 0 = never"),
+    Entry(
+        "poison_after",
+        whole(0, 1_000_000),
+        "failures that can be the file's own after which it is failed; 0 = never",
+    ),
     Entry("max_rate", or_word("unlimited", None, RATE), "bytes per second over all uploads"),
     Entry("on_unknown", enum(OnUnknown), "what becomes of a lost answer that can't be cleared up"),
-    Entry("reconcile_window", duration("0s", "1d"), "how long a lost upload is looked for"),
+    Entry("reconcile_window", duration("0s", "1d"), "how long a lost upload may take to appear in the listing"),
     Entry("resend_limit", whole(0, 1000), "how often a lost upload is sent again without a listing"),
     Entry("remote_name", enum(RemoteName), "the name under which a file is sent"),
 )

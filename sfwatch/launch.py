@@ -94,7 +94,7 @@ def _reread(path: Path, output: logs.Output, log: logs.EventLog) -> Config:
     try:
         output.reopen()
     except OSError as error:
-        log("config.warning", detail=f"the log file can't be opened anew, the old one is kept: {error}")
+        log("config.warning", detail=f"the log file can't be opened again, the old one is kept: {error}")
     return config.read(path, environ=os.environ)
 
 
@@ -103,7 +103,7 @@ def state_fault(state_dir: Path, error: OSError) -> tuple[int, str]:
     what = f"the state folder {state_dir} can't be used: {error.strerror or error} ({error.filename})"
     if isinstance(error, PermissionError):
         return NO_PERMISSION, f"{what}: let {user(os.geteuid())} make and write it, or set another state_dir"
-    return CANNOT_CREATE, f"{what}: mend it, or set another state_dir"
+    return CANNOT_CREATE, f"{what}: put that right, or set another state_dir"
 
 
 def command_line() -> list[str]:

@@ -47,7 +47,7 @@ def batch_file(name: str, bounds: Inbox, stdin: BinaryIO | None, wanted: Wanted)
     try:
         checked = _checked_stdin(bounds, stdin, wanted) if name == STDIN else _checked(name, bounds, wanted)
     except FileNotFoundError:
-        return FileReport(name, problem="is not there: mend the name")
+        return FileReport(name, problem="is not there: correct the name")
     except files.NotRegular as found:
         return FileReport(name, problem=_no_file(found.kind))
     except PermissionError:

@@ -107,7 +107,7 @@ KEYS: Mapping[str, str] = {
     "http_status": "the answer's HTTP status",
     "inbox": "the inbox's name",
     "inboxes": "the inboxes' names",
-    "instance": "the id of the daemon that has claimed the files",
+    "instance": "the claims folder, named by the id of the instance that made it",
     "interval_s": "seconds between two full looks at the inbox",
     "line": "line number in the file, from 1",
     "lines": "lines of the file that are not blank",
@@ -177,12 +177,12 @@ class EventLog:
         """Return a log that adds *keys* to each event that lists them."""
         return EventLog(self._logger.bind(**keys))
 
-    def __call__(self, event: str, **keys: Any) -> None:
-        """Say *event*; None values are left out. Raise UnlistedEventError for what is not listed."""
+    def __call__(self, event: str, *, level: str | None = None, **keys: Any) -> None:
+        """Log *event* at its level, or another; None values are left out. Raise UnlistedEventError."""
         listed = EVENTS.get(event)
         if listed is None or not keys.keys() <= listed.keys:
             raise UnlistedEventError(f"{event}: {sorted(keys.keys() - (listed.keys if listed else set()))}")
-        getattr(self._logger, listed.level)(event, **keys)
+        getattr(self._logger, level or listed.level)(event, **keys)
 
 
 def event_log(
@@ -196,7 +196,7 @@ def event_log(
     rendered = form or json_line
     logger = structlog.wrap_logger(
         _Lines(write),
-        processors=[lambda _logger, _level, said: rendered(_event(said))],
+        processors=[lambda _logger, level, said: rendered(_event(said, level))],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         cache_logger_on_first_use=False,
     )
@@ -304,12 +304,12 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def _event(said: Mapping[str, Any]) -> dict[str, Any]:
+def _event(said: Mapping[str, Any], level: str) -> dict[str, Any]:
     """Return what was said as its line holds it, in the order of the list: lines of an event look alike."""
     name = said["event"]
     listed = EVENTS[name]
     stamp = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    event = {"timestamp": stamp, "level": listed.level, "event": name}
+    event = {"timestamp": stamp, "level": level, "event": name}
     for key in listed.keys:
         value = said.get(key)
         if value is not None:

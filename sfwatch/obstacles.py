@@ -1,4 +1,4 @@
-"""What keeps us from using a folder is found by using it, and told with what would mend it."""
+"""What keeps us from using a folder is found by using it, and told with what would put it right."""
 
 import errno
 import os

@@ -5,11 +5,13 @@ again with another task, or it is back in its inbox.
 """
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 from sfwatch import claim, handout, watch
 from sfwatch import target as rules
 from sfwatch.core import Core
+from sfwatch.delivery import evidence, recovery
 from sfwatch.job import (
     BackInInbox,
     Condemned,
@@ -20,30 +22,28 @@ from sfwatch.job import (
     Gone,
     Ignored,
     InboxGone,
-    Job,
-    LookAgain,
+    NeedsLookUp,
     NoStorage,
     NotTaken,
     Outcome,
     Refused,
+    Resend,
     Task,
     Undecided,
     Unknown,
 )
-from sfwatch.journal import State
+from sfwatch.journal import Delivery, State
+from sfwatch.service import listing
 from sfwatch.table import Entry, Key, Stage
 from sfwatch.upstream import Service
-from sfwatch.verdict import Blame, Reason, Verdict, backoff_s
-from sfwatch.work import with_renewal
+from sfwatch.verdict import Blame, Reason, Verdict, backoff_s, words
+from sfwatch.work import LookedUp, with_renewal
 
-DOUBT = 10
-"""How many times `first_retry` a refusal is doubted while nothing was accepted yet.
+STUCK_S = 600.0
+"""When it is reported that a file which nothing proves wrong is still refused."""
 
-If the settings are at fault, other files are refused alike within that time.
-"""
-
-OTHERS_ACCEPTED = 3
-"""Other files that a target must have accepted before a file that keeps failing is called poison."""
+_LISTING: Key = ("", "")
+"""What a failed listing counts as where failures of different files are counted."""
 
 
 def accepted(core: Core, key: Key) -> None:
@@ -59,22 +59,23 @@ def finished(core: Core, key: Key, outcome: Outcome, now: float) -> None:
     entry = core.table.get(key)
     sent_to = _sent_to(core, key)
     service = sent_to or core.service_of[key[0]]  # its inbox may go to another target by now
-    for blocked in service.end(key, settled=_is_settled(outcome)):
-        other = core.table.get(blocked)
-        if other is not None and other.stage is Stage.READY:
-            core.table.ready(other)
+    service.end(key)
     if entry is None:
         return
     refused = outcome.folder if isinstance(outcome, NoStorage) else None
     core.storage.end_trial(key, now, proved=_proves_storage(outcome), refused=refused)
-    entry.task = Task.DELIVER
-    entry.insist = entry.insist and not _may_have_been_sent(job, outcome)
+    # A claim that was found again stays one until it is known what became of it.
+    resumes = job.task is Task.RESUME and isinstance(outcome, NotTaken | NoStorage | InboxGone | Crashed)
+    entry.task = Task.RESUME if resumes else Task.DELIVER
+    entry.found = entry.resend = None
     if sent_to is not None:
         _tell_target(core, service, entry, outcome, now)
     _after(core, service, entry, outcome, now)
     if isinstance(outcome, Done | Failed | Gone):
         service.state = rules.forgotten(service.state, entry.key)
     w = core.inboxes.watched[entry.inbox]
+    if not isinstance(outcome, InboxGone):
+        core.inboxes.found_claims(w, job.claims)
     if not entry.claimed and entry.stage is not Stage.UNDER_WAY:
         w.claims.discard(entry.name)
         core.inboxes.unlock(w)
@@ -93,32 +94,48 @@ def _tell_target(core: Core, service: Service, entry: Entry, outcome: Outcome, n
     match outcome:
         case Done(recovered=False):  # one that was found in a listing proves nothing of now
             state = rules.after_accepted(state, entry.key, now)
+            _after_acceptance(core, service, now)
         case NoStorage(known=known) if known is not None and known.state is State.ACCEPTED:
             state = rules.after_accepted(state, entry.key, now)
-        case Deferred(verdict=v) if v.blame is Blame.ACCOUNT:
-            file = None if v.reason == "no_key" and state.hold is None else entry.key
-            api = core.inboxes.watched[entry.inbox].inbox.api
-            detail = with_renewal(v, api).detail
-            state = rules.after_account_fault(state, file, v.reason, detail, now, luck)
-        case Deferred(verdict=v) if v.reason != Reason.ABORTED:
-            state = rules.after_not_now(
-                state,
-                entry.key,
-                v.reason,
-                v.detail,
-                now,
-                luck,
-                unreachable=v.unreachable,
-                slows=v.slows_target,
-                retry_after_s=v.retry_after_s,
-            )
-        case Unknown(verdict=v):
-            state = rules.after_unknown(state, entry.key, v.reason, v.detail, now, luck)
-        case Refused(verdict=v):
-            state = rules.after_refused(state, entry.key, _alike(v), now, luck)
+            _after_acceptance(core, service, now)
+        case Refused(verdict=v, known=known) | Unknown(verdict=v, known=known) if _is_refusal(v):
+            suspect = known.refusals > 1  # it was refused in these words before the last acceptance
+            untried = handout.has_untried(core, service)
+            state = rules.after_refused(state, entry.key, words(v), now, luck, suspect=suspect, untried=untried)
+        case Deferred(verdict=v) | Unknown(verdict=v):
+            state = _after_verdict(core, state, entry, v, now)
         case _:
             state = rules.after_other(state, entry.key, now)
     service.change(state, now, waiting=core.waiting(service))
+
+
+def _is_refusal(verdict: Verdict) -> bool:
+    """Whether it refuses the file, of which an earlier attempt may have been stored all the same."""
+    return verdict.blame in (Blame.FILE, Blame.DOUBTED)
+
+
+def _after_verdict(core: Core, state: rules.Target, entry: Entry, v: Verdict, now: float) -> rules.Target:
+    """What an attempt that was not accepted says of the target."""
+    luck = core.luck()
+    if v.rate_limited:
+        return rules.after_rate_limited(state, entry.key, now, v.retry_after_s)
+    if v.blame is Blame.UNKNOWN:
+        return rules.after_unknown(state, entry.key, v.detail, now, luck)
+    if v.blame is Blame.ACCOUNT:
+        file = None if v.reason == "no_key" and state.hold is None else entry.key
+        detail = with_renewal(v, core.inboxes.watched[entry.inbox].inbox.api).detail
+        return rules.after_account_fault(state, file, v.reason, detail, now, luck)
+    if v.blame is Blame.NOT_NOW and v.reason != Reason.ABORTED:
+        return rules.after_not_now(
+            state,
+            entry.key,
+            v.detail,
+            now,
+            luck,
+            unreachable=v.unreachable,
+            retry_after_s=v.retry_after_s,
+        )
+    return rules.after_other(state, entry.key, now)
 
 
 def _after(  # noqa: C901, PLR0912 - one line for each outcome
@@ -132,7 +149,8 @@ def _after(  # noqa: C901, PLR0912 - one line for each outcome
             core.counts.note_failed(entry.inbox, entry.name, reason=outcome.reason, at=core.wall())
             _leave(core, entry, now)
         case Gone():
-            core.inboxes.vanished(entry)
+            if not outcome.quiet:
+                core.inboxes.vanished(entry)
             _leave(core, entry, now)
         case BackInInbox():
             _leave(core, entry, now, given_back=True)
@@ -147,10 +165,11 @@ def _after(  # noqa: C901, PLR0912 - one line for each outcome
             _refused(core, service, entry, outcome, now)
         case Unknown():
             _unknown(core, service, entry, outcome, now)
-        case LookAgain():
-            _look_again(core, entry, outcome, now)
+        case NeedsLookUp():
+            _needs_look_up(core, entry, outcome, now)
         case Undecided():
-            _undecided(core, service, entry, outcome, now)
+            entry.known = outcome.known
+            _undecided(core, service, entry, outcome.reason, outcome.detail, (), now)
         case NoStorage():
             _no_storage(core, entry, outcome, now)
         case InboxGone():
@@ -179,11 +198,14 @@ def _leave(core: Core, entry: Entry, now: float, *, given_back: bool = False) ->
 
 def _not_taken(core: Core, entry: Entry, outcome: NotTaken, now: float) -> None:
     core.inboxes.tell(entry, outcome.reason, outcome.detail)
+    if outcome.reason == "inbox_away" and not outcome.claimed:
+        core.inboxes.forget_claims_folder(core.inboxes.watched[entry.inbox])
     entry.looks += 1
     entry.claimed = outcome.claimed
     entry.known = None  # the journal's word counts
     entry.ended = None
-    if outcome.claimed and outcome.reason != "namesake":  # then it goes on from the claim: the name is taken
+    # If the name is taken it goes on from the claim. A claim that was found again may have been sent before.
+    if outcome.claimed and outcome.reason != "namesake" and entry.task is not Task.RESUME:
         entry.task = Task.GIVE_BACK
     core.table.wait(entry, now + _pause_s(core, entry.looks, None))
 
@@ -202,11 +224,12 @@ def _pause_s(core: Core, failures: int, retry_after_s: float | None) -> float:
 def _deferred(core: Core, service: Service, entry: Entry, outcome: Deferred, now: float) -> None:
     verdict = outcome.verdict
     entry.claimed = outcome.claimed
-    entry.known = outcome.known
+    entry.known = outcome.known if outcome.claimed else None  # else the journal's word counts
+    entry.unknown_since = None  # the service has nothing of it
     entry.ended = outcome
     entry.given_back = True
     if verdict.reason != "no_key":  # then nothing was tried
-        entry.held_mark = service.held_s(now)
+        entry.ended_at, entry.held_mark = now, service.held_s(now)
     account = verdict.blame is Blame.ACCOUNT and entry.key not in service.state.charged
     if account or core.stop_at is not None:
         handout.queue(core, entry)  # the hold stands in its way, or the end of the process
@@ -215,38 +238,37 @@ def _deferred(core: Core, service: Service, entry: Entry, outcome: Deferred, now
         entry.looks += 1
         core.table.wait(entry, now + _pause_s(core, entry.looks, None))
         return
-    entry.failures += 1
-    if entry.accepted_mark is None:
-        entry.accepted_mark = service.state.accepted
-    condemned = _given_up(core, service, entry, outcome)
-    if condemned is not None:
-        _condemn(core, entry, condemned)
+    if outcome.known is not None:
+        condemned = _given_up(core, outcome.known, verdict)
+        if condemned is not None:
+            _condemn(core, entry, condemned)
+            return
+    if verdict.rate_limited:  # the target's interval is its pause
+        pause_s = max(0.0, service.state.next_start - now)
+        _say_outcome("upload.deferred", service, entry, verdict, outcome.attempt, pause_s)
+        handout.queue(core, entry)
         return
+    entry.failures += 1
     retry_in_s = _pause_s(core, entry.failures, verdict.retry_after_s)
     _say_outcome("upload.deferred", service, entry, verdict, outcome.attempt, retry_in_s)
     core.table.wait(entry, now + retry_in_s)
 
 
-def _given_up(core: Core, service: Service, entry: Entry, outcome: Deferred) -> Condemned | None:
+def _given_up(core: Core, known: Delivery, verdict: Verdict) -> Condemned | None:
     """Whether a file that keeps failing is at fault itself, or has used up its time."""
     uploads = core.config.uploads
-    if outcome.known is not None and outcome.known.state is State.UNKNOWN:
-        return None  # the service may have it
-    others = service.state.accepted - (entry.accepted_mark or 0)
-    # Only tries that failed "not now" count: what the account suffered from is not the file's.
-    if uploads.poison_after and entry.failures >= uploads.poison_after and others >= OTHERS_ACCEPTED:
+    if evidence.is_poison(known, uploads.poison_after):
         detail = (
-            f"it failed {entry.failures} times while the service accepted {others} other files;"
-            f" the last time: {outcome.verdict.detail}"
+            f"it failed {known.suspicions} times in ways that can be its own fault, and the service accepted"
+            f" another file between each two; the last time: {verdict.detail}"
         )
-        return Condemned("keeps_failing", detail, outcome.verdict)
-    if uploads.give_up_after_s is None or outcome.first_attempt_at is None:
-        return None
-    spent_s = core.wall() - outcome.first_attempt_at - outcome.held_s
-    if spent_s < uploads.give_up_after_s:
-        return None
-    detail = f"it could not be uploaded in {round(spent_s)} s; the last time: {outcome.verdict.detail}"
-    return Condemned("gave_up", detail, outcome.verdict)
+        return Condemned("keeps_failing", detail, verdict)
+    if evidence.has_given_up(known, uploads.give_up_after_s):
+        detail = (
+            f"it could not be uploaded in {round(known.served_s)} s of retries; the last time: {verdict.detail}"
+        )
+        return Condemned("gave_up", detail, verdict)
+    return None
 
 
 def _say_outcome(
@@ -269,20 +291,56 @@ def _say_outcome(
 
 
 def _refused(core: Core, service: Service, entry: Entry, outcome: Refused, now: float) -> None:
-    """The service refuses this file: its own fault, unless it refuses every file alike."""
-    entry.claimed = True
-    entry.known = outcome.known  # not as before this attempt: a lost upload would be sent again for ever
-    verdict = outcome.verdict
+    """The service refuses this file: the file's own fault, or (that is doubted) the account's."""
+    verdict, known = outcome.verdict, outcome.known
+    entry.claimed, entry.known, entry.ended, entry.unknown_since = True, known, None, None
+    entry.ended_at, entry.held_mark = now, service.held_s(now)
     condemned = Condemned("refused", verdict.detail, verdict)
-    if rules.refuses_all(service.state, _alike(verdict)):
-        for other in [entry, *handout.doubted(core, service.inboxes)]:
-            handout.give_back(core, other)
-    elif service.state.accepted:
+    # The third file in a row that is refused with one code may be refused for the account's sake.
+    clear = verdict.blame is Blame.FILE and rules.refused_alike(service.state, words(verdict)) < rules.IN_A_ROW
+    if known.state is State.UNKNOWN and not clear:
+        _unknown(core, service, entry, Unknown(verdict, known), now)
+        return
+    if rules.held_reason(service.state) == rules.REFUSES_ALL and not clear:
+        handout.release_doubted(core, service)
+        handout.give_back(core, entry)
+        return
+    if clear or evidence.is_proved(known):
         _condemn(core, entry, condemned)
-    else:
-        entry.task = Task.CONDEMN
-        entry.condemned = condemned
-        core.table.wait(entry, now + DOUBT * core.config.uploads.first_retry_s)
+        return
+    given_up = _given_up(core, known, verdict)
+    if given_up is not None:
+        _condemn(core, entry, given_up)
+        return
+    accepted = known.refused_after  # none was accepted since: that comes with `_after_acceptance`
+    retry_in_s = evidence.retry_in_s(known, accepted, core.config.uploads.first_retry_s)
+    _say_outcome("upload.deferred", service, entry, verdict, known.attempts, retry_in_s)
+    detail = (
+        f"{verdict.detail}; this may be the account's fault, so the file waits: it is sent again after another"
+        " file was accepted, else after longer and longer pauses"
+    )
+    if entry.refused_since is None:
+        entry.refused_since = now
+    elif now - entry.refused_since >= STUCK_S and entry.reason == "doubted":
+        core.inboxes.tell_stuck(entry, "doubted", detail, now - entry.refused_since)
+    core.inboxes.tell(entry, "doubted", detail)
+    service.doubted.add(entry.key)
+    core.table.wait(entry, now + retry_in_s)
+
+
+def _after_acceptance(core: Core, service: Service, now: float) -> None:
+    """An acceptance is news of the account: doubted files get another try, undecided ones another look-up."""
+    soon = now + evidence.SHORTEST_PAUSE * core.config.uploads.first_retry_s
+    for key in service.doubted:
+        entry = core.table.get(key)
+        if entry is not None and entry.stage is Stage.WAITING and entry.due_at > soon:
+            core.table.wait(entry, soon)
+    for key in service.undecided:
+        entry = core.table.get(key)
+        if entry is not None and entry.stage is Stage.WAITING:
+            at = max(now, entry.looked_at + core.config.uploads.reconcile_window_s)
+            if entry.due_at > at:
+                core.table.wait(entry, at)
 
 
 def _condemn(core: Core, entry: Entry, condemned: Condemned) -> None:
@@ -296,42 +354,147 @@ def _unknown(core: Core, service: Service, entry: Entry, outcome: Unknown, now: 
     entry.known = outcome.known
     entry.ended = outcome
     entry.reason = None  # whatever it waited for before
-    entry.lost_at = now
-    entry.looks = 1
+    entry.unknown_since = entry.ended_at = now
+    entry.held_mark = service.held_s(now)
+    entry.looks = entry.readings = 0
     entry.failures += 1
     retry_in_s = _pause_s(core, entry.failures, outcome.verdict.retry_after_s)
-    _say_outcome("upload.unknown", service, entry, outcome.verdict, outcome.known.attempts, retry_in_s)
+    if outcome.verdict.blame is Blame.UNKNOWN:
+        _say_outcome("upload.unknown", service, entry, outcome.verdict, outcome.attempt, retry_in_s)
+    else:  # an earlier attempt may have been stored though this one was not
+        _say_outcome("upload.deferred", service, entry, outcome.verdict, outcome.attempt, retry_in_s)
     core.table.wait(entry, now + retry_in_s)
 
 
-def _look_again(core: Core, entry: Entry, outcome: LookAgain, now: float) -> None:
-    """Look more and more seldom, and once when the time for looking is over."""
+def _needs_look_up(core: Core, entry: Entry, outcome: NeedsLookUp, now: float) -> None:
     entry.claimed = True
     entry.known = outcome.known
-    entry.looks += 1
-    entry.lost_at = now if entry.lost_at is None else entry.lost_at
-    over_at = entry.lost_at + core.config.uploads.reconcile_window_s + 0.01  # floats may fall short of it
-    at = now + _pause_s(core, entry.looks, None)
-    core.table.wait(entry, min(at, over_at) if now < over_at else at)
+    if entry.unknown_since is None:
+        entry.unknown_since = now
+        entry.looks = entry.readings = 0
+    handout.queue(core, entry)
 
 
-def _undecided(core: Core, service: Service, entry: Entry, outcome: Undecided, now: float) -> None:
+def looked_up(core: Core, mail: LookedUp, now: float) -> None:
+    """Take in what a look-up says of the target, and of each of its files."""
+    service = core.services[mail.target]  # a target is kept as long as a look-up is out
+    service.looking = False
+    _tell_target_of_listing(core, service, mail.result.fault, now)
+    for tag, key in mail.asked.items():
+        entry = core.table.get(key)
+        if entry is None or entry.stage is Stage.UNDER_WAY or not handout.needs_look_up(entry):
+            continue
+        if core.service_of.get(key[0]) is not service:  # its inbox goes to another target by now
+            handout.queue(core, entry)
+            continue
+        known = entry.known
+        if known is None or known.tag != tag:
+            continue
+        reading = mail.result.readings.get(tag)
+        entry.looks += 1
+        if reading is None:
+            core.table.wait(entry, now + _pause_s(core, entry.looks, None))
+            continue
+        entry.looked_at = mail.began
+        entry.readings += 1
+        _after_reading(core, service, entry, reading, mail.began, now)
+    fault = mail.result.fault
+    if fault is None:
+        service.listing_fault = None
+    elif mail.asked and service.state.hold is None and service.listing_fault != fault.reason:
+        service.listing_fault = fault.reason
+        entry = core.table.get(next(iter(mail.asked.values())))
+        if entry is not None and entry.known is not None:
+            _say_outcome("upload.deferred", service, entry, fault, entry.known.attempts, entry.due_at - now)
+
+
+def _tell_target_of_listing(core: Core, service: Service, fault: Verdict | None, now: float) -> None:
+    state, luck = service.state, core.luck()
+    if state.hold is None:  # the hold that it was the probe of has ended meanwhile
+        state = replace(state, asking=False)
+    if fault is None:
+        state = rules.after_probe(state, passed=True, detail="", now=now, luck=luck)
+    elif fault.rate_limited:
+        state = rules.after_rate_limited(state, None, now, fault.retry_after_s)
+        state = rules.after_probe(state, passed=True, detail="", now=now, luck=luck)
+    elif state.hold is not None:
+        state = rules.after_probe(
+            state,
+            passed=False,
+            detail=fault.detail,
+            now=now,
+            luck=luck,
+            retry_after_s=fault.retry_after_s,
+        )
+    elif fault.blame is Blame.ACCOUNT:
+        state = rules.after_account_fault(state, None, fault.reason, fault.detail, now, luck)
+    elif (
+        fault.unreachable
+    ):  # else a listing that fails says nothing of uploads: only the files wait that need it
+        state = rules.after_not_now(
+            state, _LISTING, fault.detail, now, luck, unreachable=True, retry_after_s=fault.retry_after_s
+        )
+    service.change(state, now, waiting=core.waiting(service))
+
+
+def _after_reading(
+    core: Core, service: Service, entry: Entry, reading: recovery.Reading, began: float, now: float
+) -> None:
+    known, uploads = entry.known, core.config.uploads
+    assert known is not None  # noqa: S101 - only such files are looked up
+    assert entry.unknown_since is not None  # noqa: S101
+    over_at = entry.unknown_since + listing.earliest_s(known.size, uploads.reconcile_window_s)
+    ripe = began >= over_at and entry.readings >= 2
+    step = recovery.next_step(reading, known, uploads, ripe=ripe, until=began + recovery.PROOF_S)
+    if isinstance(step, Resend) and now - began > recovery.PROOF_S:
+        step = recovery.Wait(recovery.WHY_UNDECIDED["slow_listing"], "slow_listing")
+    if known.state in (State.WAITING, State.DOUBTED) and not isinstance(step, listing.Found):
+        # A claim that was found again, of which the service has nothing: it settles again.
+        entry.known = None
+        handout.give_back(core, entry)
+        return
+    match step:
+        case listing.Found():
+            entry.found = step
+            handout.queue(core, entry)
+        case Resend():
+            entry.resend = step
+            handout.queue(core, entry)
+        case recovery.Wait(held=None):
+            at = now + _pause_s(core, entry.looks, None)
+            over_at += 0.01  # floats may fall short of it
+            core.table.wait(entry, min(at, over_at) if now < over_at else at)
+        case recovery.Wait(held=str(reason)):
+            _undecided(core, service, entry, reason, step.detail, step.candidates, now)
+
+
+def _undecided(
+    core: Core,
+    service: Service,
+    entry: Entry,
+    reason: str,
+    detail: str,
+    candidates: tuple[str, ...],
+    now: float,
+) -> None:
     entry.claimed = True
-    entry.known = outcome.known
     entry.ended = None
-    entry.insist = False
+    if entry.unknown_since is None:
+        entry.unknown_since = now
     retry_in_s = core.config.uploads.longest_retry_s
-    if entry.reason != "unknown_outcome":
+    service.undecided.add(entry.key)
+    if entry.reason != "unknown_outcome" and entry.known is not None:
         entry.reason = "unknown_outcome"
+        entry.detail = detail
         service.tools.log(
             "upload.undecided",
             inbox=entry.inbox,
             file=entry.name,
-            size=outcome.known.size,
-            attempt=outcome.known.attempts,
-            reason=outcome.reason,
-            detail=outcome.detail,
-            candidates=list(outcome.candidates) or None,
+            size=entry.known.size,
+            attempt=entry.known.attempts,
+            reason=reason,
+            detail=detail,
+            candidates=list(candidates) or None,
             retry_in_s=retry_in_s,
         )
     core.table.wait(entry, now + retry_in_s)
@@ -343,8 +506,7 @@ def _inbox_gone(core: Core, entry: Entry, outcome: InboxGone, now: float) -> Non
     w = core.inboxes.watched[entry.inbox]
     w.next_look = now
     if watch.is_still_there(w):  # then no event of the inbox says what the file waits for
-        detail = "the folder that it was claimed in is not there: another one lies or is mounted there"
-        core.inboxes.tell(entry, "inbox_away", detail)
+        core.inboxes.lost_claims(w, entry)
     core.table.wait(entry, now + core.config.poll_interval_s)
 
 
@@ -358,14 +520,19 @@ def _crashed(core: Core, entry: Entry, outcome: Crashed, now: float) -> None:
     )
     w = core.inboxes.watched[entry.inbox]
     with contextlib.suppress(OSError, claim.ClaimError):
-        entry.claimed = entry.name in claim.claimed(w.inbox.path, core.journal.instance)
-    entry.known = None  # an attempt may have begun since: the journal's word counts
+        held = claim.folders(w.inbox.path).items()
+        entry.claims = next((folder for folder, names in held if entry.name in names), entry.claims)
+        entry.claimed = any(entry.name in names for _, names in held)
+    entry.known = entry.unknown_since = None  # an attempt may have begun since: the journal's word counts
+    entry.looks = 0
     core.table.wait(entry, now + core.config.uploads.longest_retry_s)
 
 
 def _no_storage(core: Core, entry: Entry, outcome: NoStorage, now: float) -> None:
     entry.claimed = outcome.claimed
     entry.known = outcome.known  # None: the journal's word counts
+    if entry.unknown_since is not None:  # a further attempt may have ended just now
+        entry.unknown_since, entry.looks = now, 0
     handout.queue(core, entry)
     core.storage.refused(outcome.folder, outcome.reason, outcome.detail, now, by=entry.key)
 
@@ -379,29 +546,3 @@ def _proves_storage(outcome: Outcome) -> bool:
             return verdict.reason != "no_key"
         case _:
             return False
-
-
-def _is_settled(outcome: Outcome) -> bool:
-    """Whether it is known what became of the attempt."""
-    match outcome:
-        case Unknown() | LookAgain() | Undecided():
-            return False
-        case Deferred(known=known):
-            return known is None or known.state is not State.UNKNOWN
-        case _:
-            return True
-
-
-def _may_have_been_sent(job: Job, outcome: Outcome) -> bool:
-    """Whether the wish that a lost upload be sent again was granted: it is not granted a second time."""
-    match outcome:
-        case Unknown() | Crashed():
-            return True
-        case NoStorage(known=known):
-            return known is None or job.known is None or known.attempts > job.known.attempts
-        case _:
-            return False
-
-
-def _alike(verdict: Verdict) -> str:
-    return f"HTTP {verdict.http_status}, code {verdict.code}"

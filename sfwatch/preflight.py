@@ -185,7 +185,7 @@ def _absence(role: str, path: Path, inbox: Inbox) -> Note | None:
 
 def _to_be_made(path: Path, about: str, inbox: Inbox) -> Note:
     if path.is_symlink():
-        return Note(Level.FINDING, about, "is a link that leads nowhere: mend or remove it")
+        return Note(Level.FINDING, about, "is a link that leads nowhere: correct or remove it")
     if path.parent == inbox.path and not os.path.lexists(inbox.path):
         return Note(Level.OK, about, _LATER)  # after its inbox, which has a note of its own
     if not path.parent.is_dir():

@@ -38,7 +38,7 @@ _DEEPEST = 50
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _CONTROL_IN_JSON = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
-_MEND = "Mend the file at the lines named, then drop it again, or put it back with `sfwatch retry NAME`."
+_MEND = "Correct the file at the lines named, then drop it again, or put it back with `sfwatch retry NAME`."
 
 NEXT_STEPS: Mapping[str, str] = MappingProxyType(
     {
@@ -56,8 +56,8 @@ NEXT_STEPS: Mapping[str, str] = MappingProxyType(
         "empty": "Write at least one request into the file, then drop it again.",
         "too_many_lines": "Split the file, `split -l 5000 NAME part-`, and drop the parts.",
         "too_big": "Split the file into parts below the limit, `split -C 900M NAME part-`, and drop the parts.",
-        "nul_bytes": "The file was not written to its end (it holds NUL bytes): make it anew and drop that.",
-        "refused": "Read what the service said in `message`, mend the file, then drop it again.",
+        "nul_bytes": "The file was not written to its end (it holds NUL bytes): make it again and drop that.",
+        "refused": "Read what the service said in `message`, correct the file, then drop it again.",
         "keeps_failing": "The service takes other files: see `detail`, then `sfwatch retry NAME`.",
         "gave_up": "Once the service takes files again, put it back: `sfwatch retry --reason gave_up`.",
     }

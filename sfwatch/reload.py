@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from sfwatch import handout
 from sfwatch.core import Core
 from sfwatch.settings import Config
-from sfwatch.table import Stage
+from sfwatch.table import Key, Stage
 from sfwatch.upstream import Plan, Service, begin
 
 
@@ -41,8 +41,8 @@ def reload(core: Core, fresh: Fresh | Rejected, now: float) -> None:
     core.pool.shutdown(wait=False)  # it ends when it has done what it was given
     core.pool = fresh.pool
     _take_plans(core, fresh.plans, now)
-    for entry in handout.doubted(core, core.inboxes.watched):  # it may have been the former settings' fault
-        handout.give_back(core, entry)
+    for service in core.services.values():  # what was refused may have been the former settings' fault
+        handout.release_doubted(core, service)
     core.storage.reload(fresh.config.uploads, now)
     core.inboxes.reload(fresh.config, now)
     _regroup(core)
@@ -75,13 +75,22 @@ def _regroup(core: Core) -> None:
 
 
 def _part(core: Core, inbox: str, before: Service, after: Service | None) -> None:
-    lost, waited = before.give_up(inbox)
-    if after is not None:
-        after.unsettled.update(lost)
-    for key in waited:
-        entry = core.table.get(key)
-        if entry is not None and entry.stage is Stage.READY:
-            core.table.ready(entry)
+    """Let an inbox go from a target, and its files that wait there for a look-up or another attempt with it."""
+    before.inboxes.remove(inbox)
+    for entry in list(core.table.names(inbox).values()):
+        if entry.stage is Stage.READY and (entry.found or entry.resend):  # what the other target's listing said
+            entry.found = entry.resend = None
+            handout.queue(core, entry)
+    for key in [key for key in before.look_ups if key[0] == inbox]:
+        del before.look_ups[key]
+        if after is not None:
+            after.look_ups[key] = None
+    for kind in ("undecided", "doubted"):
+        mine: set[Key] = getattr(before, kind)
+        moved = {key for key in mine if key[0] == inbox}
+        mine -= moved
+        if after is not None:
+            getattr(after, kind).update(moved)
 
 
 def let_go_where_done(core: Core, now: float) -> None:

@@ -1,8 +1,8 @@
 """A failed file goes back into the inbox that it came from, its report into the history first.
 
-Nothing is overwritten. A daemon need not know: it sees the file arrive, and counts its tries anew. Only a
-claimed file whose answer was lost, and of which nobody can tell, stays where it is: the wish to send it again
-is left in the state folder, and the daemon takes it up at its next look, or at its next start.
+Nothing is overwritten. A daemon need not know: it sees the file arrive, and counts its attempts from zero. Only
+a claimed file whose outcome stays unknown remains where it is: the request to send it again is left in the
+state folder, and the daemon reads it at its next scan, or at its next start.
 
 Whoever may write to a failed folder may have written a report, too: what it says is distrusted.
 """
@@ -10,6 +10,7 @@ Whoever may write to a failed folder may have written a report, too: what it say
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,14 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sfwatch import arrive, claim, files, move, record
+from sfwatch import arrive, claim, files, journal, move, record
 from sfwatch.settings import Config, Inbox
 
 HISTORY = ".sfwatch-history"
 """The folder in failed that keeps the reports of files that were retried."""
 
-WISHES = "retry"
-"""The folder in `state_dir` with one file for each lost upload that is to be sent again."""
+REQUESTS = "retry"
+"""The folder in `state_dir` with one file for each undecided upload that is to be sent again."""
 
 
 class NotRetriedError(Exception):
@@ -41,11 +42,12 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """That this lost upload be sent again; `file` is where that is written down."""
+class ResendRequest:
+    """That this undecided upload be sent again, once: `id` is kept in its row when it is. `file` holds it."""
 
     inbox: str
     name: str
+    id: str
     file: Path
 
 
@@ -223,49 +225,45 @@ def _marker_too(home: Inbox, source: int, base: str, target: int, wanted: str) -
         move.move(source, base + home.settle_marker, target, marker, fd=fd, sha256=move.digest(fd))
 
 
-# ── lost uploads, which stay claimed ───────────────────────────────────────────────────────────────────────
+# ── undecided uploads, which stay claimed ──────────────────────────────────────────────────────────────────
 
 
 def claimed(config: Config, name: str) -> list[tuple[str, str]]:
-    """Find the claimed files of this name, or path in an inbox: their inboxes' names and their own."""
+    """Find the files in progress of this name, or path in an inbox: their inboxes' names and their own.
+
+    They are claimed, or in the journal alone where their claims folder was removed.
+    """
     found = []
+    rows: set[tuple[str, str]] = set()
+    with suppress(OSError, journal.JournalError):
+        rows = {(row.inbox, row.name) for row in journal.glance(config.state_dir).under_way}
     for inbox in config.inboxes:
         own = name.removeprefix(f"{inbox.path}/")
+        held: list[str] = []
         with suppress(OSError, claim.ClaimError, files.NotRegular):
-            held = [held for names in claim.foreign(inbox.path, "").values() for held in names]
-            found += [(inbox.name, own)] if own in held else []
+            held = [each for names in claim.folders(inbox.path).values() for each in names]
+        if own in held or (str(inbox.path), own) in rows:
+            found.append((inbox.name, own))
     return found
 
 
-def wish(state_dir: Path, inbox: str, name: str) -> None:
-    """Ask the daemon to send a lost upload again, once however often it is asked. OSError if it can't be."""
-    folder = state_dir / WISHES
+def request(state_dir: Path, inbox: str, name: str) -> None:
+    """Ask the daemon to send an undecided upload again, once. OSError if it can't be asked."""
+    folder = state_dir / REQUESTS
     folder.mkdir(mode=0o700, exist_ok=True)
-    text = json.dumps({"inbox": inbox, "name": os.fsencode(name).hex()}).encode()
-    files.put(folder / f"{hashlib.sha256(text).hexdigest()[:32]}.json", text, mode=0o600)
+    asked = {"inbox": inbox, "name": os.fsencode(name).hex()}
+    file = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.json"
+    files.put(file, json.dumps({**asked, "id": secrets.token_hex(8)}).encode(), mode=0o600)
 
 
-def wishes(state_dir: Path) -> Sequence[Wish]:
-    """Return what was asked for and not granted yet."""
-    try:
-        found = sorted((state_dir / WISHES).glob("*.json"))
-    except OSError:
-        return []
-    return [wish for file in found if (wish := _wish(file)) is not None]
-
-
-def taken_back(wish: Wish) -> bool:
-    """Forget a wish; False if that can't be done now."""
-    try:
-        wish.file.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
-
-
-def _wish(file: Path) -> Wish | None:
-    try:
-        asked = json.loads(file.read_bytes())
-        return Wish(asked["inbox"], os.fsdecode(bytes.fromhex(asked["name"])), file)
-    except (OSError, ValueError, KeyError, TypeError):  # half of one, of a crash: the command was not finished
-        return None
+def requests(state_dir: Path) -> Sequence[ResendRequest]:
+    """Return what was asked for and not done yet."""
+    found = []
+    for file in sorted((state_dir / REQUESTS).glob("*.json")):
+        with suppress(
+            OSError, ValueError, KeyError, TypeError
+        ):  # half of one, of a crash: it was not asked for
+            asked = json.loads(file.read_bytes())
+            name = os.fsdecode(bytes.fromhex(asked["name"]))
+            found.append(ResendRequest(asked["inbox"], name, asked.get("id") or file.stem, file))
+    return found

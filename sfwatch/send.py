@@ -4,71 +4,85 @@ Whose fault a failure is, `verdict.py` says. Here it is written down and turned 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from sfwatch import files, filing, key
-from sfwatch.filing import StorageError, save
+from sfwatch.delivery import evidence
+from sfwatch.filing import StorageError, save, storage
 from sfwatch.job import (
     BackInInbox,
     Deferred,
     Job,
-    LookAgain,
+    NeedsLookUp,
     NotTaken,
     Outcome,
     Refused,
     Tools,
     Unknown,
 )
-from sfwatch.journal import AttemptOpenError, Delivery, IdKnownError, State
+from sfwatch.journal import Delivery, IdKnownError, State, address
+from sfwatch.service import listing
 from sfwatch.settings import RemoteName
 from sfwatch.taken import Held, changed, give_back
-from sfwatch.verdict import Attempt, Blame, Verdict, judge, remote_name
+from sfwatch.verdict import (
+    Attempt,
+    Blame,
+    Reason,
+    Verdict,
+    judge,
+    judge_listing,
+    remote_name,
+    tag_of,
+    words,
+)
 
 PROGRESS_S = 10.0
 """How often a long upload says how far it is."""
 
 
-def no_key(job: Job, tools: Tools, missing: "key.NoKey", known: Delivery | None) -> Deferred:
-    verdict = Verdict(Blame.ACCOUNT, "no_key", str(missing))
-    attempts, first = (known.attempts, known.first_attempt_at) if known else (0, None)
-    return Deferred(verdict, attempts, first, 0.0, filing.is_claimed(job, tools), None)
+def no_key(missing: "key.NoKey", *, claimed: bool) -> Deferred:
+    return Deferred(Verdict(Blame.ACCOUNT, "no_key", str(missing)), claimed, None)
 
 
-def send(job: Job, tools: Tools, held: Held, secret: "key.Key") -> Outcome:
+def send(
+    job: Job, tools: Tools, held: Held, secret: "key.Key", *, still_absent: Callable[[], bool] = lambda: False
+) -> Outcome:
+    """One attempt, from its row to its outcome. `still_absent` looks again where a proof has grown too old."""
+    resend = job.resend
     with tools.gate:
-        if tools.stop() and held.known.state is not State.UNKNOWN:  # it may have waited here until the end
+        unknown = held.known.state is State.UNKNOWN
+        if tools.stop() and not unknown:  # it may have waited here until the end
             return give_back(job, tools) or BackInInbox()
-        known = _announced(job, tools, held)
-        if not isinstance(known, Delivery):
-            return known
-        attempt = _attempt(job, tools, held.fd, known, secret)
-    return _conclude(job, tools, replace(held, known=known), attempt, before=held.known)
-
-
-def _announced(job: Job, tools: Tools, held: Held) -> Delivery | Outcome:
-    """Write down that the file is about to be sent; else what hinders it."""
-    try:
-        return save(tools, _sending(job, tools, held.known, tools.wall()))
-    except AttemptOpenError:
-        detail = "a file of the same name is being uploaded to the same place"
-        if held.known.state is State.UNKNOWN:
-            return LookAgain(held.known, detail)
-        return give_back(job, tools) or NotTaken("namesake", detail)
-    except StorageError:
-        if held.known.state is State.UNKNOWN:  # an earlier attempt may have been stored: it stays claimed
+        is_old = resend is not None and resend.until is not None and tools.clock() > resend.until
+        if is_old and not still_absent():
+            return NeedsLookUp(held.known)
+        try:
+            known = save(tools, _sending(job, tools, held.known))
+        except StorageError:
+            if unknown:  # an earlier attempt may have been stored: it stays claimed
+                raise
+            back = give_back(job, tools)
+            if back is not None:
+                return back
             raise
-        back = give_back(job, tools)
-        if back is not None:
-            return back
-        raise
+        if resend is not None:
+            tools.log("upload.resent", size=known.size, attempt=known.attempts, detail=resend.detail)
+            request = resend.file
+            if request is not None:  # the row says that it is used up
+                with suppress(OSError):
+                    tools.journal.call(lambda: request.unlink(missing_ok=True))
+        attempt = _attempt(job, tools, held.fd, known, secret)
+    return _conclude(job, tools, replace(held, known=known), attempt, secret, before=held.known)
 
 
 def _attempt(job: Job, tools: Tools, fd: int, known: Delivery, secret: "key.Key") -> Attempt:
     tools.log(
         "upload.started",
+        level="debug" if job.trial else None,
         size=known.size,
         attempt=known.attempts,
         remote_name=known.remote_name,
@@ -92,17 +106,30 @@ def _attempt(job: Job, tools: Tools, fd: int, known: Delivery, secret: "key.Key"
     return attempt
 
 
-def _sending(job: Job, tools: Tools, known: Delivery, began: float) -> Delivery:
-    """The row that says: from now on the service may have it. Its window is open until the outcome is known."""
-    tagged = tools.uploads.remote_name is RemoteName.TAGGED
-    tag = (known.sha256 or "")[:12] if tagged else None
+def _sending(job: Job, tools: Tools, known: Delivery) -> Delivery:
+    """The row that announces an attempt: from now on the service may have the file under this name.
+
+    Tag and name hold for every later attempt and look-up of this file, whatever the settings say by then.
+    """
+    resend = job.resend
+    unproved = 0 if resend is not None and resend.proved else known.unproved
+    tag, name = known.tag, known.remote_name
+    if tag is None or name is None:
+        tag = tag_of(job.claims, job.name, known.mtime_ns, known.sha256 or "")
+        name = remote_name(job.name, tag=tag if tools.uploads.remote_name is RemoteName.TAGGED else None)
     return replace(
         known,
         state=State.SENDING,
-        remote_name=remote_name(job.name, tag=tag),
+        tag=tag,
+        remote_name=name,
+        purpose=job.inbox.purpose,
         attempts=known.attempts + 1,
-        first_attempt_at=known.first_attempt_at or began,
-        windows=(*known.windows, (began, began)),
+        unproved=unproved + 1,
+        first_sent=known.first_sent if known.state is State.UNKNOWN else None,
+        resends=known.resends + 1
+        if resend is not None and not (resend.proved or resend.request)
+        else known.resends,
+        resend_request=resend.request if resend is not None and resend.request else known.resend_request,
     )
 
 
@@ -128,31 +155,75 @@ def _progress(job: Job, tools: Tools, known: Delivery) -> Callable[[int], None]:
     return progress
 
 
-def _conclude(job: Job, tools: Tools, held: Held, attempt: Attempt, *, before: Delivery) -> Outcome:
+def _conclude(
+    job: Job, tools: Tools, held: Held, attempt: Attempt, secret: "key.Key", *, before: Delivery
+) -> Outcome:
     """Write down how the attempt ended, and only then act on it."""
-    reached = tools.client.resolved
-    verdict = judge(attempt, host=tools.client.host, reached_before=reached, wall=tools.wall())
-    known = held.known
-    match verdict.blame:
-        case Blame.ACCEPTED:
-            if not _was_sent(held, attempt):
-                return _orphan(job, tools, known, before, verdict)
-            return _accept(job, tools, replace(held, known=known), verdict, attempt)
-        case Blame.UNKNOWN:
-            ended = (*known.windows[:-1], (known.windows[-1][0], tools.wall()))
-            known = replace(known, state=State.UNKNOWN, windows=ended)
-            return _saved(tools, known) or Unknown(verdict, known)
-        case _ if not before.windows and not _was_sent(held, attempt):
-            save(tools, replace(before, row=known.row))
-            return changed(job, tools, attempt.detail or "it was changed while it was sent")
-        case Blame.FILE:
-            known = replace(known, state=State.WAITING, windows=before.windows)
-            return _saved(tools, known) or Refused(verdict, known)
-        case _:
-            # An earlier attempt may still have been stored: then the file stays out of its inbox.
-            state = State.UNKNOWN if before.windows else State.WAITING
-            known = replace(known, state=state, windows=before.windows)
-            return _saved(tools, known) or _defer(job, tools, known, verdict)
+    client, known = tools.client, held.known
+    verdict = judge(attempt, host=client.host, reached_before=client.resolved, wall=tools.wall())
+    if verdict.blame is Blame.DOUBTED:
+        verdict = _reconsidered(job, tools, known, verdict, secret)
+    if verdict.blame is Blame.ACCEPTED:
+        if not _was_sent(held, attempt):
+            return _orphan(job, tools, known, verdict)
+        return _accept(job, tools, held, verdict, attempt)
+    if verdict.blame is Blame.UNKNOWN:
+        known = replace(known, state=State.UNKNOWN)
+        return _saved(tools, known) or Unknown(verdict, known)
+    # The service has nothing of this attempt, but it may have an earlier one: then the file stays out of its
+    # inbox until that is looked up. A resend that was refused counts: without proof another one is of no use.
+    refused = verdict.blame in (Blame.FILE, Blame.DOUBTED)
+    resends = known.resends if refused else before.resends
+    known = replace(known, unproved=known.unproved - 1, resends=resends)
+    known = _with_evidence(job, tools, known, verdict)
+    if known.unproved:
+        known = replace(known, state=State.UNKNOWN)
+        clear = verdict.blame is Blame.FILE  # the same bytes were refused then, too
+        return _saved(tools, known) or (Refused(verdict, known) if clear else Unknown(verdict, known))
+    if not _was_sent(held, attempt):
+        save(tools, replace(before, row=known.row, unproved=0, state=State.WAITING))
+        return changed(job, tools, attempt.detail or "it was changed while it was sent")
+    if refused:
+        known = replace(known, state=State.DOUBTED)
+        return _saved(tools, known) or Refused(verdict, known)
+    known = replace(known, state=State.WAITING)
+    return _saved(tools, known) or _defer(job, tools, known, verdict)
+
+
+def _reconsidered(job: Job, tools: Tools, known: Delivery, verdict: Verdict, secret: "key.Key") -> Verdict:
+    """Whether a refusal that may be the account's is plainly the file's, or plainly the account's."""
+    if verdict.http_status == 413:
+        with storage(tools.state_dir):
+            if known.size > tools.journal.largest_accepted(tools.target):
+                return replace(verdict, blame=Blame.FILE)
+    client = tools.client
+    asked = client.list_files(purpose=job.inbox.purpose, limit=1, key=secret.reveal())
+    listed = judge_listing(asked, host=client.host, reached_before=client.resolved, wall=tools.wall())
+    if words(listed) != words(verdict):
+        return verdict
+    detail = f"{client.host} refuses a listing of files in the same words: {verdict.message or verdict.detail}"
+    return replace(
+        verdict, blame=Blame.ACCOUNT, reason=Reason.UNAUTHORIZED, detail=f"{detail}; check base_url and the key"
+    )
+
+
+def _with_evidence(job: Job, tools: Tools, known: Delivery, verdict: Verdict) -> Delivery:
+    """What this failure proves of the file itself; kept in its row."""
+    refused = verdict.blame in (Blame.FILE, Blame.DOUBTED)
+    suspect = verdict.could_be_the_file or (verdict.blame is Blame.ACCOUNT and job.charged)
+    if not (refused or suspect):
+        return known
+    with storage(tools.state_dir):
+        accepted = tools.journal.last_accepted(tools.target)
+    if not refused:
+        return evidence.suspected(known, accepted)
+    said = words(verdict)
+    known = evidence.refused(known, said, accepted)
+    if evidence.is_proved(known):
+        with storage(tools.state_dir):
+            if tools.journal.disproves(tools.target, said):
+                return replace(known, refusals=1)
+    return known
 
 
 def _saved(tools: Tools, known: Delivery) -> Outcome | None:
@@ -172,18 +243,10 @@ def _was_sent(held: Held, attempt: Attempt) -> bool:
 
 
 def _defer(job: Job, tools: Tools, known: Delivery, verdict: Verdict) -> Outcome:
-    if known.state is State.UNKNOWN:
-        return deferred(verdict, known, claimed=True)
     back = give_back(job, tools)
     if back is None or isinstance(back, NotTaken):
-        return deferred(verdict, known, claimed=back is not None)
+        return Deferred(verdict, claimed=back is not None, known=known)
     return back
-
-
-def deferred(verdict: Verdict, known: Delivery, *, claimed: bool) -> Deferred:
-    return Deferred(
-        verdict, known.attempts, known.first_attempt_at, known.held_s, claimed, known if claimed else None
-    )
 
 
 def _accept(job: Job, tools: Tools, held: Held, verdict: Verdict, attempt: Attempt) -> Outcome:
@@ -202,6 +265,8 @@ def _accept(job: Job, tools: Tools, held: Held, verdict: Verdict, attempt: Attem
         known = save_accepted(tools, known)
     except StorageError as error:
         return error.outcome(claimed=True, known=known)
+    if known.file_id is not None:  # else the service has equal bytes once only: the name is another upload's
+        _note_name(tools, known, answer["data"])
     return filing.file_away(job, tools, known, fd=held.fd)
 
 
@@ -247,7 +312,7 @@ def _shallow(value: Any, depth: int = 20) -> Any:
 
 def _say_accepted(tools: Tools, known: Delivery, verdict: Verdict, attempt: Attempt) -> None:
     data = verdict.data or {}
-    common = {
+    common: dict[str, Any] = {
         "size": known.size,
         "attempt": known.attempts,
         "file_id": data.get("id"),
@@ -260,19 +325,38 @@ def _say_accepted(tools: Tools, known: Delivery, verdict: Verdict, attempt: Atte
         bytes_per_s=round(known.size / attempt.duration_s) if attempt.duration_s else None,
         **common,
     )
-    sent = {"filename": known.remote_name, "bytes": known.size}
-    odd = {name: data[name] for name in sent if name in data and data[name] != sent[name]}
-    if odd:
-        said = ", ".join(f"{name} {value!r} instead of {sent[name]!r}" for name, value in odd.items())
-        tools.log("upload.mismatch", detail=f"the service answered with {said}", **common)
+    if "bytes" in data and data["bytes"] != known.size:
+        detail = f"the service says that it has {data['bytes']} bytes of {known.size}"
+        tools.log("upload.mismatch", detail=detail, **common)
 
 
-def _orphan(job: Job, tools: Tools, known: Delivery, before: Delivery, verdict: Verdict) -> Outcome:
-    """Bytes were accepted that are not this file's: their id is nobody's, and the file settles anew."""
+def _note_name(tools: Tools, known: Delivery, data: Mapping[str, Any]) -> None:
+    """Remember whether this service keeps our tag: without it no listing proves that an upload is absent."""
+    named = data.get("filename")
+    if known.tag is None or known.tag not in (known.remote_name or "") or not isinstance(named, str):
+        return
+    where, kept = address(tools.target), listing.tag_in(named) == known.tag
+    with suppress(OSError):
+        if kept == tools.journal.names_kept(where):
+            return
+        tools.journal.note_names(where, kept=kept)
+    if not kept:
+        detail = (
+            f"the service calls the file {named!r} instead of {known.remote_name!r}: where a name loses its"
+            " tag, an upload whose answer is lost can be found only by its tag, and is never taken for absent"
+        )
+        tools.log(
+            "upload.mismatch", size=known.size, attempt=known.attempts, file_id=data.get("id"), detail=detail
+        )
+
+
+def _orphan(job: Job, tools: Tools, known: Delivery, verdict: Verdict) -> Outcome:
+    """Bytes were accepted that are not this file's any more: the upload is an orphan."""
     orphan = str((verdict.data or {})["id"])
+    known = replace(known, state=State.ORPHAN, finished_at=tools.wall())
     try:
-        save(tools, replace(known, state=State.FAILED, file_id=orphan, finished_at=tools.wall()))
+        save(tools, replace(known, file_id=orphan))
     except IdKnownError:
-        save(tools, replace(before, row=known.row))
+        save(tools, known)
     detail = f"it was changed while it was sent; the service keeps an upload of it as {orphan}"
     return changed(job, tools, detail, orphans=[orphan])

@@ -87,7 +87,7 @@ class Uploads:
     on_unknown: OnUnknown = OnUnknown.RESEND
     reconcile_window_s: float = 30.0
     resend_limit: int = 2
-    remote_name: RemoteName = RemoteName.ORIGINAL
+    remote_name: RemoteName = RemoteName.TAGGED
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class Publisher:
     environ: Mapping[str, str]
     clock: Callable[[], float]
     wall: Callable[[], float]
+    in_state_folder: Callable[[Callable[[], object]], object]  # runs what touches it in the journal's thread
     due_at: float | None = None
     _process: str = field(default_factory=lambda: status.process_of(os.getpid()) or "")
     _ahead_s: float = 0.0  # of the wall clock; kept as long as it is about right, or all times would tremble
@@ -80,7 +81,8 @@ class Publisher:
         self.due_at = self._next_at if view.under_way else None
         path = status.path(view.config, self.environ)
         if path != self._path or not status.same(snapshot, self._last):
-            written = self._write(path, lambda: status.write(path, snapshot))
+            within = path.parent == view.config.state_dir
+            written = self._write(path, lambda: status.write(path, snapshot), within=within)
             self._path, self._last = path, snapshot if written else None
         if view.config.metrics_file is None:
             return
@@ -98,14 +100,21 @@ class Publisher:
             written = self._write(path, lambda: files.put(path, text, mode=0o644))
             self._last_metrics = text if written else None
 
-    def _write(self, path: Path, write: Callable[[], None]) -> bool:
-        """Write a file; one that cannot be written is no reason to upload nothing: it is said, once."""
-        try:
+    def _write(self, path: Path, write: Callable[[], None], *, within: bool = False) -> bool:
+        """Write a file; one that cannot be written is no reason to upload nothing: it is reported, once."""
+
+        def swept_and_written() -> None:
             if path not in self._told:
                 self._told[path] = ""
                 with files.folder(os.path.realpath(path.parent)) as fd:
                     files.sweep_temporaries(fd)  # what a crash left half-written
             write()
+
+        try:
+            if within:
+                self.in_state_folder(swept_and_written)
+            else:
+                swept_and_written()
         except OSError as error:
             why = f"{path} can't be written: {error.strerror or error}; files are uploaded all the same"
             if self._told[path] != why:
@@ -186,7 +195,8 @@ def _target(service: Service, ahead_s: float) -> status.Target:
         name=_text(service.name),
         inboxes=tuple(sorted(map(_text, service.inboxes))),
         under_way=len(service.under_way),
-        pace=int(state.pace),
+        pace=1 if state.interval_s else state.concurrency,
+        interval_s=round(state.interval_s, 3) or None,
         reason=None if hold is None else hold.reason,
         detail=None if hold is None else _text(hold.detail),
         since=None if hold is None else _moment(hold.since + ahead_s),
@@ -226,7 +236,7 @@ def _step(job: Job) -> str:
     known = job.known
     if job.progress.sent or job.task is Task.CONDEMN:
         return "filing"
-    if known is None:
+    if known is None or known.state in (State.WAITING, State.DOUBTED):  # it is read again before it is sent
         return "checking"
     return "looking_up" if known.state in (State.SENDING, State.UNKNOWN) else "filing"
 
@@ -234,15 +244,13 @@ def _step(job: Job) -> str:
 def _waiting(view: View, w: Watched, now: float, ahead_s: float) -> Iterator[status.Waiting]:
     """The files of an inbox in groups by their reason. The table has the oldest first, or nearly so."""
     ready = _reason_when_ready(view, w, now)
-    # Two uploads of one name at a time could not be told apart in a listing.
-    blocked = {key for service in view.services.values() for keys in service.blocked.values() for key in keys}
     counts: dict[str, int] = {}
     oldest: dict[str, list[Entry]] = {}
     settling, parked, under_way, is_ready = Stage.SETTLING, Stage.PARKED, Stage.UNDER_WAY, Stage.READY
     for entry in view.inboxes.table.names(w.inbox.name).values():
         stage = entry.stage
         if stage is is_ready:
-            reason = "namesake" if blocked and entry.key in blocked else ready
+            reason = "looking_up" if entry.unknown_since is not None and entry.resend is None else ready
         elif stage is settling:
             reason = entry.reason or ("settling" if entry.size or not entry.seen else "empty")
         elif stage is parked or stage is under_way:
@@ -271,8 +279,6 @@ def _reason_when_ready(view: View, w: Watched, now: float) -> str:
 
 def _reason_of_waiting(entry: Entry) -> str:
     """Why a file waits that a worker had before."""
-    if entry.task is Task.CONDEMN:
-        return "refused"
     lost = entry.known is not None and entry.known.state in (State.SENDING, State.UNKNOWN)
     if entry.ended is not None and not lost:
         return "retry"

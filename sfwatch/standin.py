@@ -73,10 +73,14 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What `GET /v1/files` shows: files older than `lag_s`, at most `longest`; or `answer` instead."""
+    """What `GET /v1/files` shows: files older than `lag_s`, at most `longest` at once; or `answer` instead.
+
+    `pages`: it follows `after` and says has_more; else it shows the first ones whatever is asked for.
+    """
 
     lag_s: float = 0.0
     longest: int = 10_000
+    pages: bool = True
     hides: frozenset[str] = frozenset()
     answer: Reply | None = None
 
@@ -203,18 +207,29 @@ class StandIn:
     def next_behaviour(self, filename: str) -> Behaviour:
         """Take what the next POST of `filename` meets off the script."""
         for behaviour in list(self.script):
-            if behaviour.filename in (None, filename):
+            if behaviour.filename in (None, filename, untagged(filename)):
                 with contextlib.suppress(ValueError):  # another connection was quicker
                     self.script.remove(behaviour)
                     return behaviour
         return self.always
 
-    def listed(self, limit: int) -> list[Stored]:
-        """The files that a listing shows now, the newest first."""
+    def listed(self, limit: int, after: str | None = None) -> tuple[list[Stored], bool]:
+        """The files that a listing shows now, the newest first, and whether there are more."""
         shown_until = self.clock() - self.listing.lag_s
         hides = self.listing.hides
-        shown = [f for f in self.stored if f.at <= shown_until and f.id not in hides]
-        return shown[::-1][: min(limit, self.listing.longest)]
+        shown = [f for f in self.stored if f.at <= shown_until and f.id not in hides][::-1]
+        ids = [f.id for f in shown]
+        begin = ids.index(after) + 1 if self.listing.pages and after in ids else 0
+        end = begin + min(limit, self.listing.longest)
+        return shown[begin:end], end < len(shown)
+
+
+_TAG = re.compile(r"-[0-9a-f]{12}\.jsonl$")
+
+
+def untagged(filename: str) -> str:
+    """The name of an upload without the tag that sfwatch puts into it."""
+    return _TAG.sub(".jsonl", filename)
 
 
 @dataclass(slots=True)
@@ -377,8 +392,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _listing(self) -> Reply:
         query = parse_qs(urlsplit(self.path).query)
-        entries = self.server.stand_in.listed(int(query.get("limit", ["10"])[0]))
-        data = {"data": [_entry(stored) for stored in entries], "object": "file"}
+        after = query.get("after", [None])[0]
+        entries, more = self.server.stand_in.listed(int(query.get("limit", ["10"])[0]), after)
+        data: dict[str, Any] = {"data": [_entry(stored) for stored in entries], "object": "file"}
+        if self.server.stand_in.listing.pages:
+            data["has_more"] = more
         return reply(200, {"code": 20000, "message": "Ok", "status": True, "data": data})
 
     def _refuse(self, answer: Reply, length: int) -> None:

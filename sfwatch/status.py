@@ -36,7 +36,7 @@ REASONS: Mapping[str, str] = {
     "no_marker": "its marker is not there yet",
     "namesake": "an earlier file of its name is still under way",
     "cannot_move": "its folder does not let the daemon move it",
-    "inbox_away": "another folder or disk lies where the inbox was that it was claimed in",
+    "inbox_away": "the folder that it was claimed in is not there",
     "unsafe": "the folder for files under way is not the daemon's alone",
     "foreign": "another instance of sfwatch has it, or had it",
     "no_room": "there is no room for it where it has to go",
@@ -44,12 +44,12 @@ REASONS: Mapping[str, str] = {
     "held": "it is whole, but its target or a folder that it needs takes nothing now",
     "retry": "its last try failed for a reason that may pass",
     "looking_up": "the answer to its upload was lost: it is looked for in the service's listing",
-    "unknown_outcome": "nobody can tell whether the service has it: it is looked up now and then",
+    "unknown_outcome": "it is unknown whether the service has it: it is looked up from time to time",
     "filing": "its answer is there: only its sidecar or report and its move are left",
-    "refused": "the service refused it: whether that is the file's fault is not certain yet",
+    "doubted": "the service refused it, which may be the account's fault: it is sent again",
     "not_running": "sfwatch is not running",
 }
-"""Why a file waits. Those that no event says: `queued held looking_up filing refused not_running`."""
+"""Why a file waits. Those that no event says: `queued held looking_up filing not_running`."""
 
 TROUBLE = frozenset(
     {
@@ -62,7 +62,7 @@ TROUBLE = frozenset(
         "held",
         "retry",
         "unknown_outcome",
-        "refused",
+        "doubted",
     }
 )
 """Reasons that make the status unhealthy; the others pass, or are the business of whoever drops files."""
@@ -107,6 +107,7 @@ class Target:
     inboxes: tuple[str, ...] = ()
     under_way: int = 0
     pace: int = 0
+    interval_s: float | None = None
     reason: str | None = None
     detail: str | None = None
     since: Moment | None = None
@@ -296,7 +297,7 @@ def read(source: Path) -> Status:
             raise UnusableError(text)
         return msgspec.convert(_harmless(msgspec.json.decode(data)), type=Status)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        text = f"{source} is damaged ({error}): the daemon publishes it anew when something changes"
+        text = f"{source} is damaged ({error}): the daemon publishes it again when something changes"
         raise UnusableError(text) from None
 
 

@@ -18,6 +18,7 @@ from sfwatch.settings import Config
 _REASONS = {
     State.SENDING: "looking_up",
     State.UNKNOWN: "looking_up",
+    State.DOUBTED: "doubted",
     State.ACCEPTED: "filing",
     State.REFUSED: "filing",
 }
@@ -100,7 +101,7 @@ def _lying(
 
 
 def _of_journal(row: Delivery) -> status.WaitingFile:
-    since = _moment(row.first_attempt_at or row.mtime_ns / 1e9)
+    since = _moment(row.mtime_ns / 1e9)
     return status.WaitingFile(printable(row.name), row.size, since, attempts=row.attempts)
 
 

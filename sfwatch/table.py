@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sfwatch.files import Identity
-from sfwatch.job import Condemned, Deferred, Task, Unknown
+from sfwatch.job import Condemned, Deferred, Resend, Task, Unknown
 from sfwatch.journal import Delivery
+from sfwatch.service.listing import Found
 from sfwatch.settle import Observed, Settled
 
 Key = tuple[str, str]
@@ -52,14 +53,21 @@ class Entry:
     newcomer: bool = False  # something may have come under its name while it was claimed
     namesake_told: bool = False
     seen: bool = False  # it was more than a name, once: a file that was only rung for cannot vanish
-    insist: bool = False
+    claims: str | None = None  # the claims folder that it is in; None: its inbox's own
+    is_past_known: bool = True  # that folder began with our journal: a claim in it without a row was never sent
+    found: Found | None = None
+    resend: Resend | None = None
     reason: str | None = None  # the waiting reason that was told last
     detail: str | None = None  # … and the sentence with it
     failures: int = 0
     looks: int = 0
-    lost_at: float | None = None
-    held_mark: float | None = None  # how long its target had been held when its last attempt ended
-    accepted_mark: int | None = None
+    unknown_since: float | None = None  # its outcome is unknown: it waits for look-ups
+    looked_at: float = 0.0
+    readings: int = 0  # look-ups since then that could be read
+    ended_at: float | None = None  # when its last attempt ended, and for how long its target had been held then
+    held_mark: float = 0.0
+    stuck_told: bool = False
+    refused_since: float | None = None  # it is doubted since then
     size: int = 0
 
     @property

@@ -21,6 +21,7 @@ from sfwatch.job import (
     Job,
     NotTaken,
     Outcome,
+    Task,
     Tools,
 )
 from sfwatch.journal import Delivery, State
@@ -47,13 +48,13 @@ def reading(job: Job) -> Iterator[None]:
         raise UnreadableError(job, error) from error
 
 
-def is_claimed(job: Job, tools: Tools) -> bool:
+def is_claimed(job: Job) -> bool:
     """Whether our claims hold this very file: an earlier one of its name does not count.
 
     sshfs gives a file another number with each rename, hence size and time.
     """
     try:
-        fd = claim.open_claimed(job.inbox.path, tools.journal.instance, job.name)
+        fd = claim.open_claimed(job.inbox.path, job.claims, job.name)
     except FileNotFoundError:
         return False
     except (OSError, claim.ClaimError, files.NotRegular):
@@ -69,19 +70,19 @@ def stopped(job: Job, tools: Tools, error: StorageError) -> Outcome:
     known = None
     with suppress(OSError):
         known = tools.journal.find(str(job.inbox.path), job.name)
-    return error.outcome(claimed=is_claimed(job, tools), known=known)
+    return error.outcome(claimed=is_claimed(job), known=known)
 
 
 def gone(job: Job, tools: Tools) -> Outcome:
     """Tell a file that somebody took from an inbox that is away: a mount point is a folder, too."""
     with storage(tools.state_dir):
         known = tools.journal.find(str(job.inbox.path), job.name)
-    if filing.is_away(job, tools, known):
+    if filing.is_away(job):
         return InboxGone(job.known)
     if known is not None:
         with storage(tools.state_dir):
             tools.journal.forget(known)
-    return Gone()
+    return Gone(quiet=job.task is Task.RESUME and known is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,32 +111,33 @@ def _free(job: Job, tools: Tools) -> int | None:
     """The bytes that are free in done if that is on another disk than the inbox. Raises StorageError."""
     for folder in (tools.state_dir, str(job.inbox.path), str(job.inbox.failed), str(job.inbox.done)):
         with storage(folder):
-            space = os.statvfs(folder)
-            free = space.f_bavail * space.f_frsize
+            if folder == tools.state_dir:
+                free = tools.journal.free_bytes()
+            else:
+                space = os.statvfs(folder)
+                free = space.f_bavail * space.f_frsize
             if free < ROOM_BYTES:
                 raise OSError(errno.ENOSPC, f"less than {ROOM_BYTES // 2**20} MiB are free")
     return None if job.inbox.done.stat().st_dev == job.inbox.path.stat().st_dev else free
 
 
-def take(job: Job, tools: Tools) -> int | None:
+def take(job: Job) -> int | None:
     """Claim the file; return it open for `opened` to close, or None: then `opened` tells why it can't be."""
-    instance = tools.journal.instance
     with _inbox_storage(job):
         if job.inbox.settle_marker is not None:
-            claim.prepare(job.inbox.path, instance)
-            _claim_marker(job, instance)
+            _claim_marker(job)
         try:
-            return claim.take_and_open(job.inbox.path, instance, job.name)
+            return claim.take_and_open(job.inbox.path, job.claims, job.name)
         except BaseException:
-            if job.inbox.settle_marker is not None and not filing.is_claimed(job, tools):
-                _give_back_marker(job, instance)  # without it the file would never settle again
+            if job.inbox.settle_marker is not None and not filing.is_claimed(job):
+                _give_back_marker(job)  # without it the file would never settle again
             raise
 
 
-def _claim_marker(job: Job, instance: str) -> None:
+def _claim_marker(job: Job) -> None:
     marker = job.name + (job.inbox.settle_marker or "")
     try:
-        claim.take(job.inbox.path, instance, marker)
+        claim.take(job.inbox.path, job.claims, marker)
     except (FileNotFoundError, files.NotRegular, claim.ClaimError):
         return  # the file is what counts; it was whole when it settled
 
@@ -159,7 +161,7 @@ def opened(job: Job, tools: Tools, known: Delivery | None, fd: int | None = None
     """
     if fd is None:
         with reading(job):
-            fd = claim.open_claimed(job.inbox.path, tools.journal.instance, job.name)
+            fd = claim.open_claimed(job.inbox.path, job.claims, job.name)
     try:
         if files.probe_lease(fd) is files.Lease.BUSY:
             yield None
@@ -177,8 +179,8 @@ def opened(job: Job, tools: Tools, known: Delivery | None, fd: int | None = None
 def _delivery(job: Job, tools: Tools, seen: files.Fingerprint, known: Delivery | None) -> Delivery:
     """What is known of this very file; what is known of an earlier one of its name does not count."""
     if known is not None and (known.ino, known.size, known.mtime_ns) == (seen.ino, seen.size, seen.mtime_ns):
-        held_s = known.held_s + job.held_s
-        return replace(known, target=tools.target, held_s=held_s, target_name=None)
+        served_s = known.served_s + job.served_s
+        return replace(known, target=tools.target, claims=job.claims, served_s=served_s, target_name=None)
     return Delivery(
         inbox=str(job.inbox.path),
         name=job.name,
@@ -189,6 +191,7 @@ def _delivery(job: Job, tools: Tools, seen: files.Fingerprint, known: Delivery |
         mtime_ns=seen.mtime_ns,
         settled_by=job.settled.by if job.settled else None,
         target=tools.target,
+        claims=job.claims,
         marker=job.inbox.settle_marker,
     )
 
@@ -212,12 +215,11 @@ def changed(job: Job, tools: Tools, detail: str, *, orphans: list[str] | None = 
 
 def give_back(job: Job, tools: Tools) -> Outcome | None:
     """Return None when the file is back in its inbox, else the outcome that says why it is not."""
-    instance = tools.journal.instance
     try:
         with _inbox_storage(job):
-            claim.give_back(job.inbox.path, instance, job.name)
+            claim.give_back(job.inbox.path, job.claims, job.name)
             if job.inbox.settle_marker is not None:
-                _give_back_marker(job, instance)
+                _give_back_marker(job)
     except FileExistsError:
         return NotTaken("namesake", "a new file of its name has come meanwhile", claimed=True)
     except claim.ClaimError as error:
@@ -229,9 +231,9 @@ def give_back(job: Job, tools: Tools) -> Outcome | None:
     return None
 
 
-def _give_back_marker(job: Job, instance: str) -> None:
+def _give_back_marker(job: Job) -> None:
     marker = job.name + (job.inbox.settle_marker or "")
     try:
-        claim.give_back(job.inbox.path, instance, marker)
+        claim.give_back(job.inbox.path, job.claims, marker)
     except (FileNotFoundError, FileExistsError):
         return  # there was none, or there is a new one: both say the same

@@ -83,7 +83,7 @@ def _claims(top: int, inbox: Path) -> Iterator[int]:
     """
     if files.exists(claim.FOLDER, dir_fd=top):
         with doing(f"{claim.FOLDER} can't be read", inbox / claim.FOLDER):
-            claim.foreign(inbox, "")  # for its look at the folders' owners and modes
+            claim.folders(inbox)  # for its look at the folders' owners and modes
             fd = files.open_folder(claim.FOLDER, dir_fd=top)
         try:
             yield fd

@@ -84,9 +84,12 @@ class Client:
         with contextlib.closing(form):
             return self._exchange("POST", "", key, form)
 
-    def list_files(self, *, purpose: str, limit: int, key: str) -> Attempt:
-        """Ask what the service has: `limit` entries at most."""
-        return self._exchange("GET", "?" + urlencode({"purpose": purpose, "limit": limit}), key, None)
+    def list_files(self, *, purpose: str, limit: int, key: str, after: str | None = None) -> Attempt:
+        """Ask what the service has: `limit` entries at most, of those that follow the id `after`."""
+        query: dict[str, str | int] = {"purpose": purpose, "limit": limit}
+        if after is not None:
+            query["after"] = after
+        return self._exchange("GET", "?" + urlencode(query), key, None)
 
     def close(self) -> None:
         """Close the connections at rest; those at work close when they are done."""

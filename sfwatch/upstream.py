@@ -36,10 +36,13 @@ class Service:
     tools: Tools
     state: Target
     inboxes: deque[str]
-    under_way: dict[Key, str | None] = field(default_factory=dict)
+    under_way: set[Key] = field(default_factory=set)
     accepted: set[Key] = field(default_factory=set)  # of these: they hold nobody up but the workers
-    blocked: dict[str, list[Key]] = field(default_factory=dict)
-    unsettled: dict[str, Key] = field(default_factory=dict)  # remote names of lost uploads, and whose they are
+    look_ups: dict[Key, None] = field(default_factory=dict)  # due for the next look-up, in their order
+    looking: bool = False
+    undecided: set[Key] = field(default_factory=set)
+    doubted: set[Key] = field(default_factory=set)
+    listing_fault: str | None = None  # why the listing could not be read, as it was reported last
     held_before_s: float = 0.0
 
     @property
@@ -70,42 +73,26 @@ class Service:
 
     def room_for(self, inbox: str, now: float) -> bool:
         """Return whether a file of this inbox may start; one slot is left to the other inboxes."""
-        most, uploading = self.state.concurrency, self.under_way.keys() - self.accepted
-        ahead = most // AHEAD if self.state.hold is None and self.state.pace >= most else 0
-        if rules.room(self.state, len(uploading) - ahead, now) < 1 or len(self.under_way) >= FILING * most:
+        most = self.state.concurrency
+        ahead = most // AHEAD if self.state.hold is None and not self.state.interval_s else 0
+        uploading = self.under_way - self.accepted
+        free = rules.room(self.state, len(uploading) - ahead, now, looking=self.looking)
+        if free < 1 or len(self.under_way) >= FILING * most:
             return False
         reserved = 1 if len(self.inboxes) > 1 and most > 1 else 0
         return sum(key[0] == inbox for key in uploading) < most + ahead - reserved
 
-    def start(self, key: Key, remote_name: str | None, now: float) -> None:
+    def start(self, key: Key, now: float) -> None:
         """Note that this file goes out."""
-        self.under_way[key] = remote_name
+        self.under_way.add(key)
         self.state = rules.started(self.state, key, now)
 
-    def end(self, key: Key, *, settled: bool = True) -> list[Key]:
-        """Note that this file is back; return the files that waited for its remote name.
-
-        The name stays taken until it is `settled` what became of the attempt.
-        """
+    def end(self, key: Key) -> None:
+        """Note that this file is back."""
         self.accepted.discard(key)
-        remote_name = self.under_way.pop(key, None)
-        if remote_name is None:
-            return []
-        if not settled:
-            self.unsettled[remote_name] = key
-            return []
-        if self.unsettled.get(remote_name) == key:
-            del self.unsettled[remote_name]
-        return self.blocked.pop(remote_name, [])
-
-    def blocks(self, key: Key, remote_name: str | None) -> bool:
-        """Set a file aside whose remote name is in use: two attempts of one name cannot be told apart."""
-        if remote_name is None:
-            return False
-        if remote_name not in self.under_way.values() and self.unsettled.get(remote_name, key) == key:
-            return False
-        self.blocked.setdefault(remote_name, []).append(key)
-        return True
+        self.under_way.discard(key)
+        self.undecided.discard(key)
+        self.doubted.discard(key)
 
     def reload(self, tools: Tools, now: float, *, waiting: int) -> None:
         """Take over new settings: what is under way ends with the old ones, a held target is asked at once."""
@@ -121,19 +108,9 @@ class Service:
         )
         self.change(state, now, waiting=waiting)
 
-    def give_up(self, inbox: str) -> tuple[dict[str, Key], list[Key]]:
-        """Let an inbox go: return the names of its lost uploads, and the files that waited for any name."""
-        self.inboxes.remove(inbox)
-        lost = {name: key for name, key in self.unsettled.items() if key[0] == inbox}
-        for name in lost:
-            del self.unsettled[name]
-        waited = [key for keys in self.blocked.values() for key in keys]
-        self.blocked.clear()  # they are set aside again if they still have to be
-        return lost, waited
-
     def is_idle(self) -> bool:
         """Return whether nothing goes there any more, and nothing is awaited from there."""
-        return not (self.inboxes or self.under_way or self.state.asking)
+        return not (self.inboxes or self.under_way or self.state.asking or self.looking)
 
 
 def begin(tools: Tools, inboxes: Iterable[str] = ()) -> Service:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sfwatch import arrive, files
+from sfwatch.journal import Delivery
 from sfwatch.settings import Config, Inbox, Proof
 from sfwatch.settle import Rules
 
@@ -44,10 +45,15 @@ class Watched:
     )
     overflowed: bool = False  # events were lost since the last look
     leaving: bool = False  # not in the settings any more: let go once nothing of it is under way
-    lock: int | None = None
+    locks: dict[str, int] = field(default_factory=dict)  # of the claims folders that have claims
+    claims_folder: str | None = None  # our own one; None: not made yet
+    missing_claims: set[str] = field(default_factory=set)  # claims folders of files in progress that are gone
+    waiting_rows: list[Delivery] = field(default_factory=list)  # to be compared with the first scan
+    relist: bool = False  # the claims are to be listed again
     refused: str | None = None  # why nothing can be claimed in it
     refused_until: float = 0.0
     claims: set[str] = field(default_factory=set)
+    foreign: set[str] = field(default_factory=set)  # claims folders that others work on, or may work on
     foreign_told: set[str] = field(default_factory=set)
     skipped: set[tuple[str, str]] = field(default_factory=set)
     newly_closed: set[tuple[str, str]] = field(default_factory=set)  # sub-folders that may open in a moment
@@ -138,7 +144,7 @@ def why_lost(w: Watched, error: OSError) -> tuple[str, str]:
     match error:
         case FileNotFoundError():
             unmade = f" (it could not be made: {w.unmade})" if w.unmade else ""
-            detail = f"{path} is not there{unmade}: mount it, or make it anew; it is looked for all the time"
+            detail = f"{path} is not there{unmade}: mount it, or make it again; it is looked for all the time"
             return "missing", detail
         case PermissionError():
             return "unreadable", f"{path} may not be read by this user: give it r, w and x there"

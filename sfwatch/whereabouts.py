@@ -324,6 +324,7 @@ def _ago(known: _Known, at: str) -> str:
 _IN_JOURNAL = {
     State.SENDING: "looking_up",
     State.UNKNOWN: "looking_up",
+    State.DOUBTED: "doubted",
     State.ACCEPTED: "filing",
     State.REFUSED: "filing",
 }

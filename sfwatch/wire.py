@@ -1,4 +1,4 @@
-"""At each step of an exchange it is told whose doing a failure is, and no peer holds a worker for ever.
+"""At each step of an exchange it is told whose doing a failure is, and no peer holds a worker without end.
 
 What `urllib3` and `http.client` do not do by themselves, and where it is done here:
 

@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from sfwatch.settings import Api, Config, Inbox, Uploads
 from sfwatch.standin import StandIn
 from sfwatch.table import Entry
 from sfwatch.upstream import Plan
+from sfwatch.work import read_requests
 
 KEY = "sk-very-secret-0123456789"
 TURNS = 20_000
@@ -36,7 +38,10 @@ TURNS = 20_000
 
 
 class Pool(Executor):
-    """Does the work at once in the calling thread, or holds it back until it is released."""
+    """Does the work at once in the calling thread, or holds it back until it is released.
+
+    What people have asked for is read at once in either case: that is no work on a file.
+    """
 
     def __init__(self) -> None:
         self.holds = False
@@ -44,7 +49,7 @@ class Pool(Executor):
         self.most = 0
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        if self.holds:
+        if self.holds and fn is not read_requests:
             self.held.append(lambda: fn(*args, **kwargs))
             self.most = max(self.most, len(self.held))
         else:
@@ -173,16 +178,20 @@ class Loop:
         return self
 
     def plans(self, config: Config, journal: SqliteJournal) -> tuple[Plan, ...]:
-        plans = app._plans(config, journal, self.log(), self.environ, lambda: self.aborted)
-        clocks: dict[str, Any] = {"clock": lambda: self.now, "wall": self.wall}
+        plans = app._plans(config, journal, self.log(), self.environ, threading.Event())
+        clocks: dict[str, Any] = {
+            "clock": lambda: self.now,
+            "wall": self.wall,
+            "sleep": lambda _: None,
+            "stop": lambda: self.aborted,
+        }
         return tuple(replace(plan, tools=replace(plan.tools, **clocks)) for plan in plans)
 
     def reread(self) -> Fresh | Rejected:
         if self.problems:
             return Rejected(self.problems)
         config = self.settings()
-        journal = cast("SqliteJournal", self.daemon.journal)
-        return Fresh(config, self.plans(config, journal), self.pool)
+        return Fresh(config, self.plans(config, self.daemon.journal), self.pool)
 
     def abort(self) -> None:
         self.aborted = True
@@ -190,8 +199,8 @@ class Loop:
     def die(self) -> None:
         """End the process without a word: what it held in memory is gone."""
         for watched in self.daemon.inboxes.watched.values():
-            if watched.lock is not None:
-                os.close(watched.lock)
+            for lock in watched.locks.values():
+                os.close(lock)
         for service in self.daemon.services.values():
             service.tools.client.close()
         self.daemon.journal.close()
@@ -261,7 +270,21 @@ class Loop:
 
     def claims(self, name: str) -> list[str]:
         path = self.inbox_of(name)
-        return claim.claimed(path, self.daemon.journal.instance) if path.is_dir() else []
+        if not path.is_dir():
+            return []
+        return sorted(each for names in claim.folders(path).values() for each in names)
+
+    def claims_folder(self, name: str) -> str:
+        """The name of our claims folder in this inbox."""
+        folder = self.daemon.inboxes.watched[name].claims_folder
+        assert folder is not None
+        return folder
+
+    def claim(self, inbox: str, name: str) -> None:
+        """Claim a file, as a process does that is killed right after that."""
+        journal, path = self.daemon.journal, self.inbox_of(inbox)
+        owner = claim.Owner(journal.machine, str(self.daemon.config.state_dir), journal.id)
+        claim.take(path, claim.own_folder(path, journal.instance, owner), name)
 
     def waiting_in(self, name: str) -> list[str]:
         return sorted(p.name for p in self.inbox_of(name).iterdir() if p.name != ".sfwatch")

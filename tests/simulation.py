@@ -20,13 +20,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 from loop import Mute, Pool
 
@@ -34,10 +35,11 @@ import sfwatch
 from sfwatch import app, arrive
 from sfwatch.core import Mailbox, Signalled
 from sfwatch.daemon import Daemon
-from sfwatch.journal import Delivery, SqliteJournal
+from sfwatch.delivery.states import FileState, may_follow
+from sfwatch.journal import Delivery, SqliteJournal, State
 from sfwatch.logs import event_log
 from sfwatch.reload import Fresh
-from sfwatch.settings import Api, Config, Inbox, Uploads
+from sfwatch.settings import Api, Config, Inbox, RemoteName, Uploads
 from sfwatch.standin import Reply, Stored, reply
 from sfwatch.table import Stage
 from sfwatch.upstream import Plan
@@ -50,9 +52,9 @@ BEGIN = 2_000_000_000.0
 HONEST_LAG_S = 20.0
 """A listing that shows a file this late still tells in time for `reconcile_window`."""
 
-HELD_REQUESTS = 3 * (9 + 24)
+HELD_REQUESTS = 5 * (9 + 24)
 """Requests in any hour of a hold: nine growing pauses, then at most 24 of half the longest each, and in each of
-them a probe, a trial, and the look-up of a trial whose answer was lost."""
+them a probe, a trial, and the look-up of a trial whose answer was lost; a look-up reads at least two pages."""
 
 TURNS = 3_000
 """More turns than any moment needs: a loop that wants another one has nothing to do and spins."""
@@ -103,6 +105,10 @@ NOT_STORED: Mapping[str, Manner] = {
     "403 rate limit": answering(403, "RPM limit exceeded. Please complete identity verification."),
     "404": answering(404, "404 page not found"),
     "302": answering(302, b"", headers={"Location": "https://elsewhere.example/v1/files"}),
+    "400 of billing": answering(400, {"code": 20012, "message": "billing hard limit has been reached"}),
+    "400 of the account": answering(
+        400, {"code": 71234, "message": "this account may not upload", "data": None}
+    ),
     "413 of a proxy": answering(413, b"<html><title>413 Request Entity Too Large</title></html>"),
     "429": answering(429, {"message": "Request was rejected due to rate limiting.", "data": None}),
     "429 and when": answering(429, {"message": "TPM limit reached."}, headers={"Retry-After": "120"}),
@@ -151,17 +157,21 @@ class Remote:
     script: deque[Manner] = field(default_factory=deque)
     usual_lag_s: float = 0.0
     lag_s: float = 0.0
-    longest: int = 10_000
+    page: int = 10_000  # entries in one answer
+    most: int = 10_000  # a larger limit is refused
+    after: str = "honoured"  # honoured, ignored, empty
+    has_more: str = "told"  # told, untold, always
+    order: str = "newest"  # newest, oldest, odd
+    names: str = "kept"  # kept, rewritten, cut, cut in the listing
     shows: bool = True
     skew_s: float = 0.0
-    dates: bool = True
     key: str = KEY
     stored: list[Stored] = field(default_factory=list)
     requests: list[tuple[str, float]] = field(default_factory=list)
     in_hold: list[tuple[float, float]] = field(default_factory=list)  # of each request: the hold's begin, now
     refused: Counter[str] = field(default_factory=Counter)
     later: Counter[str] = field(default_factory=Counter)
-    hidden: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)  # uploads of another instance
     meanwhile: Callable[[], object] | None = None
     host: str = "api.siliconflow.example"
     resolved: bool = False
@@ -170,7 +180,14 @@ class Remote:
         """Be as the documentation says, from now on."""
         self.post = self.get = HONEST
         self.script.clear()
-        self.lag_s, self.longest, self.shows, self.dates, self.key = self.usual_lag_s, 10_000, True, True, KEY
+        self.lag_s, self.page, self.most, self.shows = self.usual_lag_s, 10_000, 10_000, True
+        self.after, self.has_more, self.order, self.key = "honoured", "told", "newest", KEY
+
+    def store_for_another(self, name: str, data: bytes) -> None:
+        """What another instance of sfwatch uploads to this account."""
+        tag = digest(f"{len(self.stored)}".encode())[:12]
+        self._store(f"{name.removesuffix('.jsonl')}-{tag}.jsonl", "batch", data, digest(data))
+        self.others.add(self.stored[-1].id)
 
     def send(
         self,
@@ -202,13 +219,15 @@ class Remote:
         self.elapse(manner.takes_s)
         return self._attempt(manner, own, len(data), sha256)
 
-    def list_files(self, *, purpose: str, limit: int, key: str) -> Attempt:
+    def list_files(self, *, purpose: str, limit: int, key: str, after: str | None = None) -> Attempt:
         self._begins("GET", self.get)
         self.elapse(self.get.takes_s)
         manner = NOT_STORED["401"] if self.get.arrives and key != self.key else self.get
         if not self.shows and manner.answer is None:
             manner = NOT_STORED["404"]
-        return self._attempt(manner, self._listing(limit, manner), 0, None)
+        if limit > self.most and manner.answer is None and manner.trouble is None:
+            manner = answering(400, {"code": 20015, "message": f"limit is at most {self.most}", "data": None})
+        return self._attempt(manner, self._listing(limit, after, manner), 0, None)
 
     def close(self) -> None:
         """Have nothing to close."""
@@ -237,33 +256,45 @@ class Remote:
     def _store(self, name: str, purpose: str, data: bytes, sha256: str) -> Reply:
         at = self.clock() + self.skew_s
         number, lines = len(self.stored) + 1, data.count(b"\n")
+        if self.names != "cut in the listing":
+            name = self._named(name)
         stored = Stored(f"file-{number}", name, purpose, len(data), sha256, lines, int(at), self.clock())
         self.stored.append(stored)
         data_ = {"id": stored.id, "object": "file", "bytes": len(data), "createdAt": int(at)}
         data_ |= {"filename": name, "purpose": purpose}
         return reply(200, {"code": 20000, "message": "Ok", "status": True, "data": data_})
 
-    def _listing(self, limit: int, manner: Manner) -> Reply:
+    def _listing(self, limit: int, after: str | None, manner: Manner) -> Reply:
         now = self.clock()
-        shown = [f for f in self.stored if f.at <= now - self.lag_s][::-1][: min(limit, self.longest)]
-        if manner.trouble is None:
-            seen = {f.id for f in shown} if manner.answer is None else set()
-            # A file that a larger limit would show is not hidden.
-            if manner.answer is not None or len(shown) < limit:
-                due = [f for f in self.stored if f.at <= now - HONEST_LAG_S or self.lag_s > HONEST_LAG_S]
-                self.hidden.update(f.id for f in due if f.id not in seen)
+        shown = [f for f in self.stored if f.at <= now - self.lag_s]
+        if self.order == "newest":
+            shown.reverse()
+        elif self.order == "odd":
+            shown.sort(key=lambda f: digest(f.id.encode()))
+        ids = [f.id for f in shown]
+        begin = ids.index(after) + 1 if after in ids and self.after != "ignored" else 0
+        page = shown[begin : begin + min(limit, self.page)]
+        if begin and self.after == "empty":
+            page = []
         entries = [
             {
                 "id": f.id,
                 "bytes": f.bytes,
                 "created_at": f.created_at,
-                "filename": f.filename,
+                "filename": self._named(f.filename) if self.names == "cut in the listing" else f.filename,
                 "purpose": f.purpose,
                 "line_count": f.lines,
             }
-            for f in shown
+            for f in page
         ]
-        return reply(200, {"code": 20000, "status": True, "data": {"data": entries, "object": "file"}})
+        more = {"told": begin + len(page) < len(shown), "untold": None, "always": True}[self.has_more]
+        document = {"data": entries, "object": "file"} | ({} if more is None else {"has_more": more})
+        return reply(200, {"code": 20000, "status": True, "data": document})
+
+    def _named(self, name: str) -> str:
+        if self.names == "rewritten":
+            return "".join(c if c.isascii() and c != " " else "_" for c in name)
+        return name[:9] if self.names in ("cut", "cut in the listing") else name
 
     def _attempt(self, manner: Manner, own: Reply | None, sent: int, sha256: str | None) -> Attempt:
         said = manner.answer or own
@@ -278,17 +309,13 @@ class Remote:
             duration_s=manner.takes_s,
         )
 
-    def _dates(self) -> bool:
-        """Without a date, nobody can know that a clock is wrong by more than the five minutes allowed."""
-        return self.dates or abs(self.skew_s) > 300.0
-
     def _answer(self, said: Reply) -> Answer:
         headers = dict(said.headers)
         return Answer(
             status=said.status,
             body=said.body,
             retry_after=headers.get("Retry-After"),
-            date=formatdate(self.clock() + self.skew_s, usegmt=True) if self._dates() else None,
+            date=formatdate(self.clock() + self.skew_s, usegmt=True),
             location=headers.get("Location"),
         )
 
@@ -304,14 +331,29 @@ class Queue(Pool):
         self.holds = True
 
 
+_STATES = {State.REFUSED: "REJECTED"}
+
+
 class Disk(SqliteJournal):
     """The journal on a disk that may be full."""
 
     full = False
 
     def save(self, delivery: Delivery) -> Delivery:
+        """Write a row, and see that the table of states knows the change."""
         self._require_room()
+        before = self._state_of_row(delivery.row)
+        after = FileState[_STATES.get(delivery.state, delivery.state.name)]
+        born = delivery.row is None and after is FileState.ORPHAN  # a further upload that a listing showed
+        assert born or before is after or may_follow(before, after), (
+            f"{before} to {after} is not in the table of states"
+        )
         return super().save(delivery)
+
+    def _state_of_row(self, row: int | None) -> FileState:
+        found = self._select("SELECT state FROM delivery WHERE id = ?", row) if row is not None else []
+        state = State(found[0][0]) if found else None
+        return FileState.SETTLING if state is None else FileState[_STATES.get(state, state.name)]
 
     def forget(self, delivery: Delivery) -> None:
         self._require_room()
@@ -390,7 +432,9 @@ class World:
         self.root = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
         self.now = 1000.0
         self.luck = 0.5
-        self.remote = Remote(self.wall, self.elapse, self.held_since)
+        self.clock_s = 0.0
+        self.was_rolled_back = False
+        self.remote = Remote(self.true_time, self.elapse, self.held_since)
         self.pool = Queue()
         self.workers_rest = False
         self.environ = {"SILICONFLOW_API_KEY": KEY}
@@ -413,6 +457,10 @@ class World:
         (self.root / "outside").mkdir()
 
     def wall(self) -> float:
+        """What our own clock says; it may be stepped."""
+        return BEGIN + self.now + self.clock_s
+
+    def true_time(self) -> float:
         return BEGIN + self.now
 
     def elapse(self, seconds: float) -> None:
@@ -449,7 +497,7 @@ class World:
 
     def start(self) -> None:
         """Start a daemon, as a process would."""
-        config, log = self.config(), event_log(self._said)
+        config, log = self.config(), event_log(self._said, level="debug")
         full, Disk.full = Disk.full, False
         journal = Disk(config.state_dir, stamp="20330518T033320Z")
         mailbox: Mailbox = queue.SimpleQueue()
@@ -474,14 +522,21 @@ class World:
         self.settle_down()
 
     def plans(self, config: Config, journal: SqliteJournal) -> list[Plan]:
-        outside: dict[str, Any] = {"client": self.remote, "clock": lambda: self.now, "wall": self.wall}
-        plans = app._plans(config, journal, event_log(self._said), self.environ, lambda: False)
+        outside: dict[str, Any] = {
+            "client": self.remote,
+            "clock": lambda: self.now,
+            "wall": self.wall,
+            "sleep": self.elapse,
+        }
+        plans = app._plans(
+            config, journal, event_log(self._said, level="debug"), self.environ, threading.Event()
+        )
         return [replace(plan, tools=replace(plan.tools, **outside)) for plan in plans]
 
     def reread(self) -> Fresh:
         assert self.daemon is not None
         config = self.config()
-        return Fresh(config, tuple(self.plans(config, cast("SqliteJournal", self.daemon.journal))), self.pool)
+        return Fresh(config, tuple(self.plans(config, self.daemon.journal)), self.pool)
 
     def reload(self, configured: tuple[str, ...], uploads: Uploads) -> None:
         """Change the configuration, and tell the daemon of it."""
@@ -508,6 +563,32 @@ class World:
     def restart(self) -> None:
         self.die()
         self.start()
+
+    def lose_state(self) -> None:
+        """The state folder is gone at the next start; with it, which folders were there before."""
+        if self.away or self.configured != self.names:
+            return
+        self.die()
+        shutil.rmtree(self.root / "state")
+        self.start()
+
+    def back_up_state(self) -> None:
+        self.die()
+        shutil.rmtree(self.root / "backup", ignore_errors=True)
+        shutil.copytree(self.root / "state", self.root / "backup")
+        self.start()
+
+    def restore_state(self) -> None:
+        """The state folder is as it was some time ago."""
+        if (self.root / "backup").is_dir() and not self.away:
+            self.die()
+            self.was_rolled_back = True
+            remote = self.remote
+            remote.lag_s = remote.usual_lag_s = 0.0
+            remote.page, remote.after, remote.has_more, remote.shows = 10_000, "honoured", "told", True
+            shutil.rmtree(self.root / "state")
+            shutil.copytree(self.root / "backup", self.root / "state")
+            self.start()
 
     def _said(self, text: str) -> None:
         assert KEY not in text
@@ -687,7 +768,7 @@ class World:
     def _touch(self, path: Path | int) -> None:
         """Give the file the world's time; two writes are never of the same one."""
         self.now += 0.001
-        os.utime(path, (self.wall(), self.wall()))
+        os.utime(path, (self.true_time(), self.true_time()))
 
     def _content(self, fd: int) -> bytes:
         return os.pread(fd, 1 << 20, 0)
@@ -723,8 +804,10 @@ class World:
             if folder == "done":
                 sidecar = json.loads(path.with_name(f"{path.name}.fileid.json").read_text())
                 assert sidecar["sfwatch"]["sha256"] == sha256, path
-                # Where the listing has hidden an upload, nobody can tell it from another of its name and size.
-                assert by_id[sidecar["id"]].sha256 == sha256 or self.remote.hidden, path
+                assert by_id[sidecar["id"]].sha256 == sha256, path
+                assert sidecar["id"] not in self.remote.others, (
+                    f"{path} has the id of another instance's upload"
+                )
                 ids[sidecar["id"]] += 1
             elif folder == "failed":
                 self._check_failed(path, sha256)
@@ -741,21 +824,24 @@ class World:
             assert not self.is_good[sha256], f"{path} is condemned for {report['reason']}, and is good"
 
     def _check_uploads(self, files: list[tuple[Path, str]]) -> None:
-        """One upload for each file that was accepted; more only where the listing hid one."""
+        """One upload for each file that was accepted; more only where one was sent again without a proof."""
         kept = Counter(sha256 for path, sha256 in files if path.parent.name.startswith("done"))
         held = Counter(sha256 for path, sha256 in files if ".sfwatch" in path.parts)
-        for sha256, stored in Counter(stored.sha256 for stored in self.remote.stored).items():
-            hidden = sum(s.sha256 == sha256 and s.id in self.remote.hidden for s in self.remote.stored)
-            allowed = kept[sha256] + held[sha256] + hidden + self.changed[sha256]
-            assert stored <= allowed, f"{stored} uploads of {sha256[:8]}, {allowed} allowed"
+        ours = [stored for stored in self.remote.stored if stored.id not in self.remote.others]
+        doubles = 0
+        for sha256, stored in Counter(stored.sha256 for stored in ours).items():
+            doubles += max(0, stored - kept[sha256] - held[sha256] - self.changed[sha256])
             assert self.is_good.get(sha256, True), f"a file with findings was uploaded: {sha256[:8]}"
+        unproved = [e for e in self.said("upload.resent") if e["detail"] != "the service does not list it"]
+        assert doubles <= len(unproved), f"{doubles} second uploads, {len(unproved)} that were allowed"
 
     def _check_events(self) -> None:
         ended = [e for e in self.events if e["event"] in ("file.done", "file.failed")]
         once = Counter(e["path"] for e in ended if not e.get("repeated"))
         assert all(n == 1 for n in once.values()), f"ended twice: {once}"
         gone = Counter((e["inbox"], e["file"]) for e in self.said("file.vanished"))
-        assert gone <= self.removed, f"vanished: {gone}, removed: {self.removed}"
+        # A state folder of some time ago may still wait for a file that has ended since.
+        assert gone <= self.removed or self.was_rolled_back, f"vanished: {gone}, removed: {self.removed}"
 
     def _check_requests(self) -> None:
         """A hold asks seldom; beyond that each file may be cleared up, in the trial's turn."""
@@ -783,11 +869,15 @@ class World:
     def finish(self, *, hours: int = 4) -> None:
         """Heal all, wait until nothing is left to do, and check what must be true then."""
         self.heal()
-        for _ in range(hours * 6):
+        for number in range(hours * 6):
             self.run(600.0)
             self.check()
             if not self.unfinished():
                 break
+            if number % 3 == 1 and self.said(
+                "upload.undecided"
+            ):  # an acceptance is news: it can be what a listing has to show
+                self.drop(self.names[0], f"late {number}.jsonl", self.fresh(), fine=True, renamed=True)
         self.check_rest()
 
     def unfinished(self) -> list[str]:
@@ -808,7 +898,9 @@ class World:
         self._check_folders()
 
     def _undecidable(self, path: str) -> bool:
-        return bool(self.said("upload.undecided", file=Path(path).name)) and bool(self.remote.hidden)
+        """Whether no listing can say what became of a file: its upload may have no tag there."""
+        untagged = self.uploads.remote_name is RemoteName.ORIGINAL or self.remote.names.startswith("cut")
+        return untagged and bool(self.said("upload.undecided", file=Path(path).name))
 
     def _idle(self, inboxes: Any) -> bool:
         """A hold without a file that could try lasts."""
@@ -822,5 +914,6 @@ class World:
             for name in names:
                 assert not name.endswith(".tmp") or "state" in folder, f"{folder}/{name}"
                 for suffix in (".fileid.json", ".error.json"):
-                    if name.endswith(suffix):
+                    # A journal of some time ago writes the sidecar again of a file that was done since.
+                    if name.endswith(suffix) and not self.was_rolled_back:
                         assert name.removesuffix(suffix) in names, f"{folder}/{name} is alone"

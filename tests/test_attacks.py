@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import shutil
-import sqlite3
 import struct
 import subprocess
 import threading
@@ -21,9 +20,9 @@ from servers import answering as saying
 from somebody import SOMEBODY, somebody
 from world import World, a_world, batch, fill, in_threads, needs_root, sha256, tmpfs, wait_for
 
-from sfwatch import app
+from sfwatch import app, claim
 from sfwatch.job import Deferred, Done, Job, NoStorage, Unknown
-from sfwatch.journal import SqliteJournal, State
+from sfwatch.journal import SqliteJournal, State, address
 from sfwatch.logs import event_log
 from sfwatch.settings import Api, Config, Inbox, Uploads
 from sfwatch.standin import (
@@ -40,7 +39,9 @@ from sfwatch.upload import Client
 Make = Callable[..., Loop]
 
 X = "x.jsonl"
+DOUBTFUL = answering(400, {"code": 71234, "message": "not now or never", "data": None})
 REFUSAL = answering(400, {"code": 20012, "message": "line 2 is bad", "data": None})
+DOUBTFUL = answering(400, {"code": 29999, "message": "no", "data": None})
 BAD_GATEWAY = answering(502, "bad gateway")
 
 
@@ -199,6 +200,8 @@ def test_twins_with_the_same_id_at_the_same_moment_stay_two(world: World) -> Non
     """Two targets that name an upload after its bytes: two files, each with its sidecar, in every order."""
     other = replace(world.inbox, path=world.root / "other", name="other")
     other.path.mkdir()
+    own = claim.Owner(world.journal.machine, str(world.state_dir), world.journal.id)
+    claims = claim.own_folder(other.path, world.journal.instance, own)
     body = {"code": 20000, "data": {"id": "file-of-these-bytes", "bytes": 3}}
     world.service.always = storing_then_answering(200, body)
 
@@ -217,7 +220,8 @@ def test_twins_with_the_same_id_at_the_same_moment_stay_two(world: World) -> Non
         mine = world.job(name)
         fingerprint = replace(mine.settled.fingerprint, ino=there.stat().st_ino)  # type: ignore[union-attr]
         fingerprint = replace(fingerprint, mtime_ns=there.stat().st_mtime_ns, ctime_ns=there.stat().st_ctime_ns)
-        theirs = replace(mine, inbox=other, settled=replace(mine.settled, fingerprint=fingerprint))  # type: ignore[type-var]
+        settled = replace(mine.settled, fingerprint=fingerprint)  # type: ignore[type-var]
+        theirs = replace(mine, inbox=other, claims=claims, settled=settled)
         in_threads(deliver(mine, "one (key)"), deliver(theirs, "two (key)"))
     assert [type(outcome) for outcome in outcomes] == [Done] * 40
     files = list(world.inbox.done.glob("*.jsonl"))
@@ -304,20 +308,38 @@ def test_a_lost_answer_and_then_a_refusal_is_one_failed_file(make: Make, others:
     assert len(loop.said("file.failed")) == 1
 
 
+def test_a_lost_answer_and_then_a_doubtful_refusal_where_nothing_was_accepted_yet(make: Make) -> None:
+    """No listing proves that the first attempt was not stored: few uploads until another file is accepted."""
+    loop = make()
+    loop.service.script.append(BAD_GATEWAY)
+    loop.service.always = DOUBTFUL
+    loop.drop("a", X)
+    loop.look().run(4000)
+    assert loop.failed("a") == []
+    assert loop.posts() == 1 + loop.uploads.resend_limit
+    assert [e["reason"] for e in loop.said("upload.undecided")] == ["nothing_listed"]
+    loop.service.always = Behaviour()
+    loop.drop("a", "y.jsonl")
+    loop.look().run(1000)
+    assert loop.done("a") == [X, "y.jsonl"]
+
+
 def test_lost_answers_and_then_refusals_of_all_are_not_sent_for_ever(make: Make) -> None:
-    """Three files meet 502 and then, sent again, one refusal: they go back, and each pause costs one upload."""
+    """Three files meet 502 and then, sent again, one refusal: few uploads; done once others are accepted."""
     loop = make()
     loop.service.script.extend([BAD_GATEWAY] * 3)
-    loop.service.always = REFUSAL
+    loop.service.always = DOUBTFUL
     for name in "xyz":
         loop.drop("a", f"{name}.jsonl")
     loop.look().run(300)
     posts = loop.posts()
     loop.run(3000)
     assert loop.posts() <= posts + 20
+    assert loop.posts() <= 3 * (1 + loop.uploads.resend_limit)
     loop.service.always = Behaviour()
-    loop.run(1000)
-    assert loop.done("a") == ["x.jsonl", "y.jsonl", "z.jsonl"]
+    loop.drop("a", "w.jsonl")
+    loop.look().run(1000)
+    assert loop.done("a") == ["w.jsonl", "x.jsonl", "y.jsonl", "z.jsonl"]
 
 
 def lose(loop: Loop) -> None:
@@ -401,8 +423,8 @@ def test_an_unknown_upload_stays_with_its_host(make: Make) -> None:
         assert [e["reason"] for e in loop.said("upload.undecided")] == ["other_target"]
         loop.drop("a", "y.jsonl")
         loop.look().run(10)
-        assert [stored.filename for stored in other.stored] == ["y.jsonl"]
         loop.service.stored += other.stored
+        assert [stored.filename[:2] for stored in other.stored] == ["y-"]
     loop.api = None
     loop.service.listing = Listing()
     loop.restart().run(600)
@@ -422,7 +444,7 @@ def newcomer(loop: Loop, name: str = X) -> Callable[[], None]:
 def test_refused_files_that_cannot_go_back_for_a_newcomer_are_done_with_it(make: Make) -> None:
     """Everything is refused alike, and each name is taken again: in the end all are done."""
     loop = make()
-    loop.service.always = REFUSAL
+    loop.service.always = DOUBTFUL
     for name in "xyz":
         loop.drop("a", f"{name}.jsonl")
     started: list[Any] = []
@@ -460,21 +482,22 @@ def test_a_changed_file_that_cannot_go_back_for_a_newcomer_is_done_with_it(make:
     assert loop.posts() - len(loop.service.stored) <= 1
 
 
-def test_a_namesake_of_an_unknown_upload_that_cannot_go_back_is_done_in_its_turn(make: Make) -> None:
-    """Another inbox's lost upload has the remote name, a newcomer the own one: all three are done."""
+def test_a_namesake_of_an_unknown_upload_is_not_held_up(make: Make) -> None:
+    """Another inbox's lost upload has the same name and size, but not the tag: each file gets its own id."""
     loop = make("b", "a")
     loop.service.script.append(storing_then_resetting())
     loop.service.listing = Listing(lag_s=25)
     loop.drop("b", X)
     loop.look().run(2.5)
-    loop.drop("a", X, line(1) + "\n" + line(2))
-    loop.on_say("file.warning", newcomer(loop))
-    loop.look().run(20)
-    assert loop.posts() == 1
-    loop.run(1200)
-    assert loop.drops["a", X] == 2
+    loop.drop("a", X)
+    loop.look().run(5)
+    assert loop.said("upload.unknown")
+    assert (loop.done("a"), loop.posts()) == ([X], 2)
+    newcomer(loop)()
+    loop.look().run(1200)
     assert loop.done("b") == [X]
     assert len(loop.done("a")) == 2
+    assert loop.posts() == 3
 
 
 # Folders and files in the way.
@@ -672,12 +695,12 @@ def test_what_is_planted_in_place_of_the_claims_stops_only_its_inbox(
 ) -> None:
     """It is said and not followed, the others work on, and this one does when it is gone."""
     loop = make("a", "b")
-    instance = loop.daemon.journal.instance
-    loop.die()
+    loop.drop("a", "before.jsonl")
+    loop.look().run(5)
     folder = loop.inbox_of("a") / ".sfwatch"
-    planted = folder / instance if plant == "inner symlink" else folder
-    shutil.rmtree(folder, ignore_errors=True)
-    planted.parent.mkdir(exist_ok=True, mode=0o700)
+    planted = folder / loop.claims_folder("a") if plant == "inner symlink" else folder
+    loop.die()
+    shutil.rmtree(planted)
     (tmp_path / "elsewhere").mkdir()
     os.mkfifo(planted) if plant == "fifo" else planted.symlink_to(tmp_path / "elsewhere")
     loop.start()
@@ -685,11 +708,11 @@ def test_what_is_planted_in_place_of_the_claims_stops_only_its_inbox(
     loop.drop("b", "y.jsonl")
     loop.look().run(60)
     assert loop.done("b") == ["y.jsonl"]
-    assert loop.done("a") == []
+    assert loop.done("a") == ["before.jsonl"]
     assert list((tmp_path / "elsewhere").iterdir()) == []
     planted.unlink()
     loop.look().run(600)
-    assert loop.done("a") == [X]
+    assert loop.done("a") == ["before.jsonl", X]
 
 
 # The disk under the journal, and under the file.
@@ -703,8 +726,7 @@ def test_a_read_that_shares_its_commit_with_a_failing_write_is_answered(tmp_path
         row = a_row(tmp_path)
         journal.save(row)
         fill(state)
-        other = sqlite3.connect(state / "journal.sqlite3", isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")  # all that is asked for now waits, and is then done at once
+        blocked, all_asked = threading.Event(), threading.Event()
         answers: dict[str, Any] = {}
 
         def ask(name: str, what: Callable[[], Any]) -> threading.Thread:
@@ -718,18 +740,21 @@ def test_a_read_that_shares_its_commit_with_a_failing_write_is_answered(tmp_path
             thread.start()
             return thread
 
-        threads = [ask("first", lambda: journal.known("t", ["none"]))]
-        wait_for(lambda: journal._led and not journal._wishes)
+        def block() -> bool:
+            blocked.set()
+            return all_asked.wait(20)
+
+        threads = [ask("first", lambda: journal.call(block))]
+        assert blocked.wait(20)  # all that is asked for now waits, and is then done at once
         big = replace(row, name="big", answer={"data": "x" * 100_000})
         threads += [ask("write", lambda: journal.save(big)), ask("read", lambda: journal.find(row.inbox, X))]
-        wait_for(lambda: len(journal._wishes) == 2)
-        other.execute("ROLLBACK")
-        other.close()
+        wait_for(lambda: journal._requests.qsize() == 2)
+        all_asked.set()
         for thread in threads:
             thread.join()
         assert isinstance(answers["write"], OSError)
         assert answers["read"].name == X
-        assert answers["first"] == frozenset()
+        assert answers["first"]
         journal.close()
 
 
@@ -801,7 +826,7 @@ def test_two_paths_of_one_host_are_two_targets(tmp_path: Path) -> None:
     assert status == 0
     for name in (b"a", b"b"):
         (request,) = [text for text in requests if text.startswith(b"POST /" + name + b"/v1/files ")]
-        assert b'filename="' + name + b'.jsonl"' in request
+        assert b'filename="' + name + b"-" in request
     targets = {e["file"]: e["target"] for e in said if e["event"] == "upload.accepted"}
     assert len(set(targets.values())) == 2
 
@@ -822,7 +847,7 @@ def test_other_terms_for_the_same_address_are_kept(tmp_path: Path) -> None:
         config = Config(inboxes=inboxes, state_dir=tmp_path / "state")
         ends = ("target.held", "file.done")
         said = drive(config, lambda said: sum(e["event"] in ends for e in said) == 3)
-    assert {stored.filename for stored in service.stored} == {"b.jsonl", "c.jsonl"}
+    assert {stored.filename[:2] for stored in service.stored} == {"b-", "c-"}
     (held,) = [e["target"] for e in said if e["event"] == "target.held"]
     accepted = {e["target"] for e in said if e["event"] == "upload.accepted"}
     assert len({held, *accepted}) == 3
@@ -917,25 +942,31 @@ def test_a_proxys_password_is_told_to_nobody(
 # Odd answers.
 
 
-@pytest.mark.parametrize("lost", ["nothing", "answer"])
-def test_an_answer_that_nests_very_deep_is_taken_once(world: World, lost: str) -> None:
-    """Nine hundred levels, in the answer or the listing: one upload, done, and a sidecar that can be read."""
-    deep = b"[" * 900 + b"]" * 900
+DEEP = b"[" * 900 + b"]" * 900
+
+
+def test_an_answer_that_nests_very_deep_is_taken_once(world: World) -> None:
+    """Nine hundred levels: one upload, done, and a sidecar that can be read."""
     world.drop(X)
-    if lost == "answer":
-        world.service.script.append(storing_then_resetting())
-        assert isinstance(world.deliver(X), Unknown)
-        stored = world.service.stored[0]
-        entry = {"id": "file-deep", "filename": X, "bytes": stored.bytes, "created_at": stored.created_at}
-        text = json.dumps(entry).encode()[:-1] + b',"deep":' + deep + b"}"
-        body = b'{"code":20000,"data":{"data":[' + text + b"]}}"
-        world.service.listing = Listing(answer=reply(200, body))
-    else:
-        body = b'{"code":20000,"data":{"id":"file-deep","deep":' + deep + b"}}"
-        world.service.script.append(Behaviour(answer=reply(200, body)))
+    body = b'{"code":20000,"data":{"id":"file-deep","deep":' + DEEP + b"}}"
+    world.service.script.append(Behaviour(answer=reply(200, body)))
     assert isinstance(world.deliver(X), Done)
     assert world.sidecar(X)["id"] == "file-deep"
     assert posts(world.service) == 1
+
+
+def test_a_listing_that_nests_very_deep_is_read(make: Make) -> None:
+    """As deep as that, and it shows the upload whose answer was lost: that is adopted."""
+    loop = make()
+    lose(loop)
+    (stored,) = loop.service.stored
+    entry = {"id": stored.id, "filename": stored.filename, "bytes": stored.bytes}
+    text = json.dumps(entry).encode()[:-1] + b',"deep":' + DEEP + b"}"
+    body = b'{"code":20000,"data":{"data":[' + text + b"]}}"
+    loop.service.listing = Listing(answer=reply(200, body))
+    loop.run(60)
+    assert loop.done("a") == [X]
+    assert loop.posts() == 1
 
 
 # Other instances, and time.
@@ -960,31 +991,14 @@ def test_claims_of_an_instance_that_dies_later_are_adopted(make: Make) -> None:
     assert len(loop.said("claim.foreign")) == 1
 
 
-def test_claims_that_appear_later_are_adopted_at_the_next_start_at_the_latest(make: Make) -> None:
-    """A former instance's files that come back with a restored folder: looked up first, then sent once."""
-    loop = make()
-    lose(loop)
-    before = loop.daemon.journal.instance
-    loop.die()
-    (loop.root / "state" / "journal.sqlite3").unlink()
-    for path in (loop.root / "state").glob("journal.sqlite3-*"):
-        path.unlink()
-    loop.service.listing = Listing()
-    loop.start()
-    assert loop.daemon.journal.former == (before,)
-    loop.run(60)
-    assert loop.done("a") == [X]
-    assert loop.posts() == 1
-    assert loop.said("claim.foreign") == []
-
-
 def test_finished_files_are_forgotten_while_the_daemon_runs(make: Make) -> None:
     """After `history_days`, without a restart."""
     loop = make(config={"history_days": 2, "scan_interval_s": 3600.0})
     loop.drop("a", X)
     loop.look().run(5)
-    target = loop.daemon.services[next(iter(loop.daemon.services))].name
+    where = address(loop.daemon.services[next(iter(loop.daemon.services))].name)
+    ids = [stored.id for stored in loop.service.stored]
     loop.run(86400)
-    assert loop.daemon.journal.newest(target) is not None
+    assert loop.daemon.journal.known(where, ids)
     loop.run(3 * 86400)
-    assert loop.daemon.journal.newest(target) is None
+    assert not loop.daemon.journal.known(where, ids)

@@ -1,6 +1,7 @@
 """Claims: out of everybody's reach, and back."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,10 @@ from sfwatch import claim, files
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else or to mount")
 
-ME = "0123abcd"
-OTHER = "89abcdef"
+INSTANCE = "0123abcd"
+ME = f"{INSTANCE}-0a1b2c"
+OTHER = "89abcdef-0a1b2c"
+OWNER = claim.Owner(machine="here", state_dir="/var/lib/sfwatch", journal="one")
 
 
 @pytest.fixture(name="inbox")
@@ -25,7 +29,7 @@ def _inbox(tmp_path: Path) -> Path:
     path = tmp_path / "inbox"
     path.mkdir()
     path.chmod(0o3770)
-    claim.prepare(path, ME)
+    make(path, ME)
     return path
 
 
@@ -47,6 +51,16 @@ def drop(inbox: Path, name: str = "x.jsonl", content: str = "{}\n") -> Path:
     return path
 
 
+def make(inbox: Path, folder: str, owner: claim.Owner | None = OWNER) -> str:
+    """A claims folder under a known name."""
+    path = claim.claims_folder(inbox, folder)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.mkdir(mode=0o700)
+    if owner is not None:
+        claim.write_owner(inbox, folder, owner)
+    return folder
+
+
 def mine(inbox: Path) -> Path:
     return claim.claims_folder(inbox, ME)
 
@@ -65,47 +79,82 @@ ODD: dict[str, Callable[[Path], object]] = {
     "folder": Path.mkdir,
 }
 
+MAKE = f"""
+os.mkdir("inbox/.sfwatch", 0o700); os.mkdir("inbox/.sfwatch/{ME}", 0o700)
+"""
 TAKE = f"""
 try: claim.take(Path("inbox"), "{ME}", "x.jsonl"); print("taken")
 except claim.ClaimError as error: print(error)
 """
 
 
-class TestPrepare:
-    def test_the_folders_are_private(self, inbox: Path) -> None:
-        """Nobody else may even look into them."""
-        modes = {stat.S_IMODE(path.stat().st_mode) & 0o777 for path in (inbox / ".sfwatch", mine(inbox))}
-        assert modes == {0o700}
+class TestOwnFolder:
+    def test_it_is_made_once(self, tmp_path: Path) -> None:
+        """Private, its owner beside it; it is found again, by a daemon with another journal as well."""
+        folder = claim.own_folder(tmp_path, INSTANCE, OWNER)
+        assert claim.is_ours(folder, INSTANCE)
+        assert folder != INSTANCE
+        assert claim.own_folder(tmp_path, INSTANCE, replace(OWNER, journal="two")) == folder
+        assert claim.owner_of(tmp_path, folder) == OWNER
+        assert names(tmp_path / ".sfwatch") == [folder, f"{folder}.owner"]
+        modes = [stat.S_IMODE(path.stat().st_mode) & 0o777 for path in (tmp_path / ".sfwatch").iterdir()]
+        assert sorted([*modes, (tmp_path / ".sfwatch").stat().st_mode & 0o777]) == [0o600, 0o700, 0o700]
 
-    def test_again_is_fine(self, inbox: Path) -> None:
-        """What is there and safe is taken as it is."""
-        drop(mine(inbox))
-        claim.prepare(inbox, ME)
-        assert claim.claimed(inbox, ME) == ["x.jsonl"]
+    def test_of_several_the_first_by_name(self, inbox: Path) -> None:
+        """A power cut may leave one that was never used."""
+        make(inbox, f"{INSTANCE}-000000")
+        assert claim.own_folder(inbox, INSTANCE, OWNER) == f"{INSTANCE}-000000"
+
+    @pytest.mark.parametrize(
+        "owner", [None, replace(OWNER, machine="there"), replace(OWNER, state_dir="/copy")], ids=str
+    )
+    def test_another_owner(self, tmp_path: Path, owner: claim.Owner | None) -> None:
+        """The state folder was copied with its instance: what the other one claimed is left alone."""
+        theirs = make(tmp_path, ME, owner)
+        assert claim.own_folder(tmp_path, INSTANCE, OWNER) != theirs
+        assert claim.owner_of(tmp_path, theirs) == owner
+
+    def test_a_machine_without_an_id(self, tmp_path: Path) -> None:
+        """Makes no folder at each start, for its name is our instance's; see TestForeign for others'."""
+        nameless = replace(OWNER, machine=None)
+        assert claim.own_folder(tmp_path, INSTANCE, nameless) == claim.own_folder(tmp_path, INSTANCE, nameless)
+
+    def test_the_folder_of_the_first_version(self, inbox: Path) -> None:
+        """Is ours, but gets no new claims, whatever says that it may."""
+        shutil.rmtree(mine(inbox))
+        make(inbox, INSTANCE)
+        assert claim.is_ours(INSTANCE, INSTANCE)
+        assert claim.own_folder(inbox, INSTANCE, OWNER) != INSTANCE
+
+    @pytest.mark.parametrize("folder", [OTHER, f"{ME}.owner", f"{ME}0", f"{INSTANCE}-", f"{INSTANCE}4-0a1b2c"])
+    def test_names_that_are_not_ours(self, folder: str) -> None:
+        """Only our instance, and that with six digits."""
+        assert not claim.is_ours(folder, INSTANCE)
 
     def test_an_inbox_that_is_gone(self, tmp_path: Path) -> None:
         """Is never made."""
         with pytest.raises(FileNotFoundError):
-            claim.prepare(tmp_path / "inbox", ME)
+            claim.own_folder(tmp_path / "inbox", INSTANCE, OWNER)
         assert names(tmp_path) == []
 
     def test_an_inbox_reached_through_a_link(self, inbox: Path, tmp_path: Path) -> None:
         """The inbox's own path is the administrator's: it may be a link."""
         (tmp_path / "link").symlink_to(inbox)
         drop(inbox)
-        claim.take(tmp_path / "link", ME, "x.jsonl")
+        claim.take(tmp_path / "link", claim.own_folder(tmp_path / "link", INSTANCE, OWNER), "x.jsonl")
         assert claim.claimed(inbox, ME) == ["x.jsonl"]
 
     @pytest.mark.parametrize("where", [".sfwatch", f".sfwatch/{ME}"])
     def test_a_folder_open_to_others_is_not_safe(self, inbox: Path, where: str) -> None:
         """The error names it, its mode, and what to do."""
         (inbox / where).chmod(0o750)
-        with pytest.raises(claim.ClaimError) as caught:
-            claim.prepare(inbox, ME)
-        assert caught.value.reason == "unsafe"
-        assert str(inbox / where) in caught.value.detail
-        assert "mode 0750" in caught.value.detail
-        assert "chmod 0700" in caught.value.detail
+        for attempt in ATTEMPTS:
+            with pytest.raises(claim.ClaimError) as caught:
+                attempt(inbox)
+            assert caught.value.reason == "unsafe"
+            assert str(inbox / where) in caught.value.detail
+            assert "mode 0750" in caught.value.detail
+            assert "chmod 0700" in caught.value.detail
 
     @pytest.mark.parametrize("where", [".sfwatch", f".sfwatch/{ME}"])
     @pytest.mark.parametrize("what", ["symlink", "dangling", "file", "fifo"])
@@ -114,6 +163,7 @@ class TestPrepare:
     ) -> None:
         """A link, even to a folder of ours, a file, a FIFO: it is neither followed nor removed."""
         (tmp_path / "ours").mkdir(mode=0o700)
+        drop(inbox)
         shutil.rmtree(inbox / where)
         makers: dict[str, Callable[[Path], object]] = {
             "symlink": lambda path: path.symlink_to(tmp_path / "ours"),
@@ -122,10 +172,9 @@ class TestPrepare:
             "fifo": os.mkfifo,
         }
         makers[what](inbox / where)
-        drop(inbox)
-        for attempt in (claim.prepare, lambda path, me: claim.take(path, me, "x.jsonl")):
+        for attempt in ATTEMPTS:
             with pytest.raises(claim.ClaimError) as caught:
-                attempt(inbox, ME)
+                attempt(inbox)
             assert caught.value.reason == "unsafe"
         assert (inbox / "x.jsonl").exists()
         assert names(tmp_path / "ours") == []
@@ -134,19 +183,86 @@ class TestPrepare:
     def test_somebody_elses_folder_is_not_safe(self, inbox: Path) -> None:
         """Who made it first could reach into it, even if root looks at it."""
         os.chown(inbox / ".sfwatch", 4242, 4242)
-        with pytest.raises(claim.ClaimError, match="uid 4242") as caught:
-            claim.prepare(inbox, ME)
-        assert caught.value.reason == "unsafe"
+        for attempt in ATTEMPTS:
+            with pytest.raises(claim.ClaimError, match=r"unsafe.*uid 4242"):
+                attempt(inbox)
 
     @needs_root
     def test_an_inbox_that_is_not_ours_to_write_to(self, tmp_path: Path) -> None:
         """The error names owner and mode, and what to do."""
         (tmp_path / "inbox").mkdir(mode=0o755)
-        drop(tmp_path / "inbox")
-        told = as_somebody(TAKE, cwd=tmp_path)
+        told = as_somebody(
+            TAKE.replace("claim.take", "claim.own_folder").replace('"x.jsonl"', repr(None)), cwd=tmp_path
+        )
         assert told.startswith("cannot_move")
         assert "mode 0755" in told
         assert "chmod g+wx" in told
+
+
+ATTEMPTS: list[Callable[[Path], object]] = [
+    lambda inbox: claim.own_folder(inbox, INSTANCE, OWNER),
+    lambda inbox: claim.take(inbox, ME, "x.jsonl"),
+    lambda inbox: claim.lock(inbox, ME),
+]
+
+
+class TestOwner:
+    def test_it_is_replaced_as_a_whole(self, inbox: Path, tmp_path: Path) -> None:
+        """A link in its place is replaced, not followed; no temporary is left."""
+        (tmp_path / "victim").write_text("theirs")
+        (inbox / f".sfwatch/{ME}.owner").unlink()
+        (inbox / f".sfwatch/{ME}.owner").symlink_to(tmp_path / "victim")
+        assert claim.owner_of(inbox, ME) is None
+        claim.write_owner(inbox, ME, replace(OWNER, journal=None))
+        assert claim.owner_of(inbox, ME) == replace(OWNER, journal=None)
+        assert (tmp_path / "victim").read_text() == "theirs"
+        assert names(inbox / ".sfwatch") == [ME, f"{ME}.owner"]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("", "{", "[" * 2**17, "[]", '"x"', "{}", "\0", '{"machine": "m", "state_dir": "/s"}'),
+            '{"machine": 1, "state_dir": "/s", "journal": null}',
+            '{"machine": "m", "state_dir": null, "journal": null}',
+            '{"machine": "m", "state_dir": "/s", "journal": null, "adopted_by": 1}',
+        ],
+    )
+    def test_nonsense_is_no_owner(self, inbox: Path, text: str) -> None:
+        """Whatever a damaged disk makes of it."""
+        (inbox / f".sfwatch/{ME}.owner").write_text(text)
+        assert claim.owner_of(inbox, ME) is None
+
+    @needs_root
+    def test_somebody_elses_word_does_not_count(self, inbox: Path) -> None:
+        """Only our own user's."""
+        os.chown(inbox / f".sfwatch/{ME}.owner", 4242, 4242)
+        assert claim.owner_of(inbox, ME) is None
+
+    @pytest.mark.parametrize("kind", ["fifo", "folder"])
+    def test_what_is_no_file_is_not_opened(self, inbox: Path, kind: str) -> None:
+        """A pipe would hold us up."""
+        (inbox / f".sfwatch/{ME}.owner").unlink()
+        ODD[kind](inbox / f".sfwatch/{ME}.owner")
+        assert claim.owner_of(inbox, ME) is None
+
+    def test_its_form(self, inbox: Path) -> None:
+        """Other versions read it; a name that is no UTF-8 comes back as it was."""
+        owner = claim.Owner(None, os.fsdecode(b"/\xff"), None)
+        claim.write_owner(inbox, ME, owner)
+        text = (inbox / f".sfwatch/{ME}.owner").read_text()
+        assert json.loads(text) == {
+            "machine": None,
+            "state_dir": owner.state_dir,
+            "journal": None,
+            "adopted_by": None,
+        }
+        assert claim.owner_of(inbox, ME) == owner
+
+    def test_one_without_the_adopter(self, inbox: Path) -> None:
+        """Where nothing is said of an adoption, there was none."""
+        text = '{"machine": "m", "state_dir": "/s", "journal": null}'
+        (inbox / f".sfwatch/{ME}.owner").write_text(text)
+        assert claim.owner_of(inbox, ME) == claim.Owner("m", "/s", None, None)
 
 
 class TestTake:
@@ -158,11 +274,17 @@ class TestTake:
         assert (mine(inbox) / "x.jsonl").stat().st_ino == inode
         assert (mine(inbox) / "x.jsonl").read_text() == "{}\n"
 
-    def test_without_prepare(self, tmp_path: Path) -> None:
-        """What is missing is made on the way."""
-        drop(tmp_path)
-        claim.take(tmp_path, ME, "x.jsonl")
-        assert claim.claimed(tmp_path, ME) == ["x.jsonl"]
+    @pytest.mark.parametrize("gone", [".sfwatch", f".sfwatch/{ME}"])
+    def test_without_the_claims_folder(self, inbox: Path, gone: str) -> None:
+        """It may be the bare folder below a mount: nothing is made there, nothing is taken."""
+        drop(inbox)
+        shutil.rmtree(inbox / gone)
+        with pytest.raises(claim.ClaimError, match=f"inbox_away.*{ME}"):
+            claim.take(inbox, ME, "x.jsonl")
+        with pytest.raises(FileNotFoundError):
+            claim.lock(inbox, ME)
+        assert not (inbox / gone).exists()
+        assert (inbox / "x.jsonl").exists()
 
     def test_sub_folders_are_kept(self, inbox: Path) -> None:
         """The relative path stays, the folders in the inbox too, and those of the claim are private."""
@@ -265,16 +387,14 @@ class TestTake:
             drop(inbox, f"a/{number}.jsonl", str(number))
         takers = [
             subprocess.Popen(
-                [sys.executable, "-c", script, inbox, str(each)], stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", script, inbox, make(inbox, str(each))], stdout=subprocess.PIPE, text=True
             )
             for each in range(4)
         ]
         taken = [int(line) for taker in takers for line in taker.communicate()[0].split()]
         assert sorted(taken) == list(range(60))
-        held = claim.foreign(inbox, ME)
-        assert sorted(name for own in held.values() for name in own) == sorted(
-            f"a/{n}.jsonl" for n in range(60)
-        )
+        held = [name for claimed in claim.folders(inbox).values() for name in claimed]
+        assert sorted(held) == sorted(f"a/{n}.jsonl" for n in range(60))
 
 
 class TestSwapped:
@@ -311,7 +431,7 @@ class TestCannotMove:
         (tmp_path / "inbox/a").chmod(0o700)
         drop(tmp_path / "inbox", "a/x.jsonl")
         (tmp_path / "inbox").chmod(0o777)
-        told = as_somebody(TAKE.replace('"x.jsonl"', '"a/x.jsonl"'), cwd=tmp_path)
+        told = as_somebody(MAKE + TAKE.replace('"x.jsonl"', '"a/x.jsonl"'), cwd=tmp_path)
         assert told == "cannot_move: 'inbox/a' can't be opened: let our group read and enter it\n"
 
     @needs_root
@@ -320,7 +440,7 @@ class TestCannotMove:
         (tmp_path / "inbox").mkdir()
         (tmp_path / "inbox").chmod(0o1777)
         drop(tmp_path / "inbox")
-        told = as_somebody(TAKE, cwd=tmp_path)
+        told = as_somebody(MAKE + TAKE, cwd=tmp_path)
         assert told.startswith("cannot_move")
         assert "root, uid 0, mode 0644" in told
         assert "mode 1777" in told
@@ -335,11 +455,12 @@ class TestCannotMove:
         script = (
             "import os, subprocess; from pathlib import Path; from sfwatch import claim\n"
             "subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', '.'], check=True); here = Path('.').absolute()\n"
-            "os.chdir(here); os.mkdir('a'); Path('a/x.jsonl').write_text('x'); claim.prepare(here, 'me')\n"
+            "os.chdir(here); os.mkdir('a'); Path('a/x.jsonl').write_text('x')\n"
+            "me = claim.own_folder(here, 'me', claim.Owner(None, '', None))\n"
             f"subprocess.run(['chattr', '+{flag}', {'a/x.jsonl' if what == 'file' else 'a'!r}], check=True)\n"
-            "try: claim.take(here, 'me', 'a/x.jsonl')\n"
+            "try: claim.take(here, me, 'a/x.jsonl')\n"
             "except claim.ClaimError as error: print(error)\n"
-            "assert Path('a/x.jsonl').exists() and claim.claimed(here, 'me') == []\n"
+            "assert Path('a/x.jsonl').exists() and claim.claimed(here, me) == []\n"
         )
         told = in_mount_namespace(script, cwd=tmp_path)
         assert told.startswith("cannot_move")
@@ -376,12 +497,15 @@ class TestCannotMove:
         """ENOSPC comes through as it is, and the file stays."""
         script = (
             "import os, subprocess; from pathlib import Path; from sfwatch import claim\n"
-            "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'nr_inodes=3', 'tmpfs', '.'], check=True)\n"
-            "here = Path('.').absolute(); os.chdir(here); Path('x.jsonl').write_text('x'); Path('y').touch()\n"
-            "try: claim.take(here, 'me', 'x.jsonl')\n"
-            "except OSError as error: print(error.errno, os.listdir(here))\n"
+            "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'nr_inodes=6', 'tmpfs', '.'], check=True)\n"
+            "here = Path('.').absolute(); os.chdir(here); os.makedirs('inbox/a'); Path('inbox/a/x').touch()\n"
+            "try: claim.own_folder(here / 'inbox', 'me', claim.Owner(None, '', None))\n"
+            "except OSError as error: print(error.errno, os.listdir('inbox/.sfwatch'))\n"
+            "os.mkdir('inbox/.sfwatch/me', 0o700)\n"
+            "try: claim.take(here / 'inbox', 'me', 'a/x')\n"
+            "except OSError as error: print(error.errno, os.listdir('inbox/a'))\n"
         )
-        assert in_mount_namespace(script, cwd=tmp_path).startswith("28 ")
+        assert in_mount_namespace(script, cwd=tmp_path) == "28 []\n28 ['x']\n"
 
 
 def in_mount_namespace(script: str, *, cwd: Path) -> str:
@@ -429,9 +553,9 @@ class TestOpenClaimed:
 
     def test_what_is_not_claimed(self, inbox: Path) -> None:
         """Is not there, with or without folders for claims."""
-        for instance in (ME, "unheard-of"):
+        for folder in (ME, "unheard-of"):
             with pytest.raises(FileNotFoundError):
-                claim.open_claimed(inbox, instance, "x.jsonl")
+                claim.open_claimed(inbox, folder, "x.jsonl")
 
     def test_a_folder_that_is_not_safe(self, inbox: Path) -> None:
         """What others could have put there is not read."""
@@ -509,20 +633,18 @@ class TestGiveBack:
 
 
 class TestListing:
-    def test_no_folder_no_claims(self, tmp_path: Path) -> None:
+    def test_no_folder_no_claims(self, tmp_path: Path, inbox: Path) -> None:
         """And none is made by asking."""
-        assert (claim.claimed(tmp_path, ME), claim.foreign(tmp_path, ME)) == ([], {})
-        assert names(tmp_path) == []
-
-    def test_what_went_while_it_was_listed(self, inbox: Path) -> None:
-        """Is nobody's folder of claims, and no error: a check may have put a file there for a moment."""
-        with files.folder(inbox) as fd:
-            assert not claim._is_folder(fd, "gone")
+        assert (claim.claimed(tmp_path, ME), claim.folders(tmp_path)) == ([], {})
+        assert names(tmp_path) == ["inbox"]
+        assert claim.claimed(inbox, OTHER) == []
 
     def test_an_inbox_that_is_gone_is_no_empty_one(self, tmp_path: Path) -> None:
         """It is an error, lest its claims are taken for finished."""
         with pytest.raises(FileNotFoundError):
             claim.claimed(tmp_path / "gone", ME)
+        with pytest.raises(FileNotFoundError):
+            claim.folders(tmp_path / "gone")
 
     def test_only_regular_files(self, inbox: Path) -> None:
         """In sub-folders too; links are neither listed nor followed."""
@@ -532,14 +654,23 @@ class TestListing:
         os.mkfifo(mine(inbox) / "fifo")
         assert claim.claimed(inbox, ME) == ["a.jsonl", "b/c/x.jsonl"]
 
-    def test_those_of_others(self, inbox: Path) -> None:
-        """By instance; those that hold nothing are left out, as are we."""
+    def test_every_claims_folder(self, inbox: Path) -> None:
+        """Also one that holds nothing, or was left by the first version; nothing else that lies there."""
+        for folder in (OTHER, INSTANCE):
+            make(inbox, folder)
         drop(inbox)
         claim.take(inbox, OTHER, "x.jsonl")
-        claim.prepare(inbox, "idle")
-        drop(mine(inbox), "own.jsonl")
+        for name in ("b.jsonl", "a/c.jsonl"):
+            drop(mine(inbox), name)
         (inbox / ".sfwatch/stray").touch()
-        assert claim.foreign(inbox, ME) == {OTHER: ["x.jsonl"]}
+        (inbox / ".sfwatch/link").symlink_to(mine(inbox))
+        assert claim.folders(inbox) == {ME: ["a/c.jsonl", "b.jsonl"], OTHER: ["x.jsonl"], INSTANCE: []}
+
+    def test_one_that_is_open_to_others_is_told(self, inbox: Path) -> None:
+        """It does not count, and is not passed over: claims may be in it."""
+        claim.claims_folder(inbox, make(inbox, OTHER)).chmod(0o711)
+        with pytest.raises(claim.ClaimError, match=f"unsafe.*{OTHER}.*mode 0711"):
+            claim.folders(inbox)
 
     def test_empty_folders_are_discarded(self, inbox: Path) -> None:
         """Those within with those around them; what holds a claim stays, as does our own folder."""
@@ -579,8 +710,8 @@ class TestListing:
         assert names(inbox / "a/b") == []
 
 
-class TestOthers:
-    def test_a_lock_is_held_once(self, inbox: Path) -> None:
+class TestLock:
+    def test_it_is_held_once(self, inbox: Path) -> None:
         """And is free again as soon as it is closed."""
         held = claim.lock(inbox, ME)
         with pytest.raises(BlockingIOError):
@@ -588,7 +719,7 @@ class TestOthers:
         os.close(held)
         os.close(claim.lock(inbox, ME))
 
-    def test_claims_do_not_disturb_the_lock(self, inbox: Path) -> None:
+    def test_claims_do_not_disturb_it(self, inbox: Path) -> None:
         """Taking, opening and giving back leave it held."""
         held = claim.lock(inbox, ME)
         drop(inbox)
@@ -600,52 +731,40 @@ class TestOthers:
         assert not os.get_inheritable(held)
         os.close(held)
 
-    def test_what_an_ended_instance_left_is_adopted(self, inbox: Path) -> None:
-        """Its claims are ours then."""
-        for name in ("x.jsonl", "a/y.jsonl"):
-            drop(inbox, name)
-            claim.take(inbox, OTHER, name)
-        assert claim.adopt_foreign(inbox, ME, OTHER).keys() == {"a/y.jsonl", "x.jsonl"}
-        assert claim.claimed(inbox, ME) == ["a/y.jsonl", "x.jsonl"]
-        assert claim.foreign(inbox, ME) == {}
-
-    def test_nothing_is_taken_from_one_that_runs(self, inbox: Path) -> None:
-        """As its lock says."""
-        drop(inbox)
-        held = claim.lock(inbox, OTHER)
-        claim.take(inbox, OTHER, "x.jsonl")
-        with pytest.raises(claim.ClaimError) as caught:
-            claim.adopt_foreign(inbox, ME, OTHER)
-        assert caught.value.reason == "foreign"
-        assert claim.foreign(inbox, ME) == {OTHER: ["x.jsonl"]}
+    def test_the_shell_sees_it(self, inbox: Path) -> None:
+        """It is a plain flock on the claims folder."""
+        held = claim.lock(inbox, ME)
+        with files.folder(mine(inbox)) as fd, pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(held)
 
-    def test_a_namesake_of_ours_is_not_replaced(self, inbox: Path) -> None:
-        """The other's stays where it is."""
-        for instance in (ME, OTHER):
-            drop(inbox, content=instance)
-            claim.take(inbox, instance, "x.jsonl")
-        assert claim.adopt_foreign(inbox, ME, OTHER) == {}
-        assert (mine(inbox) / "x.jsonl").read_text() == ME
-        assert claim.foreign(inbox, ME) == {OTHER: ["x.jsonl"]}
 
-    @needs_root
-    def test_nothing_is_adopted_where_locks_do_not_reach(self, tmp_path: Path) -> None:
-        """On a filesystem that is not known to be local another host may be at work."""
-        script = (
-            "import os, subprocess; from pathlib import Path; from sfwatch import claim\n"
-            "subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', '.'], check=True); os.chdir(os.getcwd())\n"
-            "for name in ('lower', 'upper', 'work', 'inbox'): os.mkdir(name)\n"
-            "options = 'lowerdir=lower,upperdir=upper,workdir=work'\n"
-            "subprocess.run(['mount', '-t', 'overlay', '-o', options, 'overlay', 'inbox'], check=True)\n"
-            "Path('inbox/x.jsonl').write_text('x'); claim.take(Path('inbox'), 'other', 'x.jsonl')\n"
-            "try: claim.adopt_foreign(Path('inbox'), 'me', 'other')\n"
-            "except claim.ClaimError as error: print(error)\n"
-        )
-        assert "foreign: on overlay" in in_mount_namespace(script, cwd=tmp_path)
+def lock_foreign(inbox: Path, *former: str) -> None:
+    os.close(claim.lock_foreign(inbox, OTHER, ours=OWNER, instance="me", former=former))
 
-    def test_the_lock_ends_with_its_process(self, inbox: Path) -> None:
-        """However that ends: the kernel lets go."""
+
+class TestForeign:
+    def test_where_locks_tell_all(self, inbox: Path) -> None:
+        """On a local filesystem a free lock is enough, whoever the owner is; the claims stay where they are."""
+        make(inbox, OTHER, None)
+        drop(inbox)
+        claim.take(inbox, OTHER, "x.jsonl")
+        held = claim.lock_foreign(inbox, OTHER, ours=OWNER, instance="me", former=())
+        with pytest.raises(BlockingIOError):
+            claim.lock(inbox, OTHER)
+        os.close(held)
+        assert claim.folders(inbox) == {ME: [], OTHER: ["x.jsonl"]}
+
+    def test_one_that_is_not_there(self, inbox: Path) -> None:
+        """Is not made."""
+        with pytest.raises(FileNotFoundError):
+            lock_foreign(inbox, "89abcdef")
+        assert names(inbox / ".sfwatch") == [ME, f"{ME}.owner"]
+
+    @pytest.mark.parametrize("former", [(), ("89abcdef",)])
+    def test_one_that_is_worked_on(self, inbox: Path, former: tuple[str, ...]) -> None:
+        """As its lock says, until its process ends, however that ends: the kernel lets go."""
+        make(inbox, OTHER)
         script = (
             "import os, sys; from pathlib import Path; from sfwatch import claim\n"
             "claim.lock(Path(sys.argv[1]), sys.argv[2]); print('held', flush=True); sys.stdin.read()\n"
@@ -654,15 +773,46 @@ class TestOthers:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
-            with pytest.raises(claim.ClaimError):
-                claim.adopt_foreign(inbox, ME, OTHER)
+            with pytest.raises(claim.ClaimError, match=f"foreign: another process .*{OTHER}"):
+                lock_foreign(inbox, *former)
             holder.kill()
-        assert claim.adopt_foreign(inbox, ME, OTHER) == {}
+        lock_foreign(inbox, *former)
 
-
-def test_the_folder_can_be_locked_by_others_too(inbox: Path) -> None:
-    """The lock is a plain flock on the folder of claims: `flock` of the shell sees it."""
-    held = claim.lock(inbox, ME)
-    with files.folder(mine(inbox)) as fd, pytest.raises(BlockingIOError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(held)
+    @needs_root
+    def test_where_locks_do_not_reach(self, tmp_path: Path) -> None:
+        """Another machine may be at work, unless it was ourselves; the error says what a person can do."""
+        script = (
+            "import os, subprocess; from pathlib import Path; from sfwatch import claim\n"
+            "subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', '.'], check=True); os.chdir(os.getcwd())\n"
+            "for name in ('lower', 'upper', 'work', 'in box'): os.mkdir(name)\n"
+            "options = 'lowerdir=lower,upperdir=upper,workdir=work'\n"
+            "subprocess.run(['mount', '-t', 'overlay', '-o', options, 'overlay', 'in box'], check=True)\n"
+            "inbox, ours = Path('in box'), claim.Owner('m', '/s', 'j')\n"
+            "def attempt(owner, former=(), *, folder, ours=ours):\n"
+            "    if owner: claim.write_owner(inbox, folder, owner)\n"
+            "    else: os.unlink(f'in box/.sfwatch/{folder}.owner')\n"
+            "    who = {'ours': ours, 'instance': 'me', 'former': former}\n"
+            "    try: os.close(claim.lock_foreign(inbox, folder, **who)); print('ours')\n"
+            "    except claim.ClaimError as error: print(error)\n"
+            "theirs = claim.own_folder(inbox, 'other', ours)\n"
+            "attempt(claim.Owner('m', '/s', 'another'), folder=theirs)\n"
+            "attempt(claim.Owner('m', '/t', 'j'), folder=theirs)\n"
+            "attempt(claim.Owner('n', '/s', 'j'), folder=theirs); attempt(None, folder=theirs)\n"
+            "attempt(claim.Owner('n', '/s', None), ('other',), folder=theirs)\n"
+            "for no in (None, ''):\n"
+            "    attempt(claim.Owner(no, '/s', 'j'), folder=theirs, ours=claim.Owner(no, '/s', 'j'))\n"
+            "attempt(claim.Owner('n', '/t', None, 'me'), folder=theirs)\n"
+            "attempt(claim.Owner(None, '/t', None, 'me'), folder=theirs, ours=claim.Owner(None, '/s', 'j'))\n"
+            "attempt(claim.Owner('n', '/t', None, 'he'), folder=theirs)\n"
+            "os.mkdir('in box/.sfwatch/other', 0o700); claim.write_owner(inbox, 'other', ours)\n"
+            "attempt(None, ('other',), folder='other')\n"
+            "claim.write_owner(inbox, 'other', ours); attempt(None, ('oth',), folder='other')\n"
+        )
+        told = in_mount_namespace(script, cwd=tmp_path).splitlines()
+        by_owner = ["ours", "foreign", "foreign", "foreign", "foreign", "foreign", "foreign"]
+        by_a_persons_word, by_former_instances = ["ours", "ours", "foreign"], ["ours", "foreign"]
+        assert [line.partition(":")[0] for line in told] == by_owner + by_a_persons_word + by_former_instances
+        assert "on overlay that can't be seen" in told[1]
+        assert "with state_dir /t" in told[1]
+        assert "run: sfwatch adopt 'in box/.sfwatch/other-" in told[1]
+        assert "not known" in told[3]

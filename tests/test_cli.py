@@ -478,7 +478,7 @@ class TestCheckOfTheInstallation:
         assert said["config"] == {"path": "sfwatch.yaml", "problems": []}
         assert {"level", "about", "text"} == set(said["checks"][0])
         assert said["files"][0]["findings"][0]["reason"] == "last_role_not_user"
-        assert said["files"][1] == {"file": "nope.jsonl", "problem": "is not there: mend the name"}
+        assert said["files"][1] == {"file": "nope.jsonl", "problem": "is not there: correct the name"}
 
     def test_a_bad_configuration_as_json(self, here: Path) -> None:
         """The problems are in the same object."""

@@ -118,7 +118,7 @@ LINES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "file.changed": (
         {**FILE, "attempt": 1, "orphans": ["file-x"], "detail": "it was changed"},
-        "file.changed       evals/a.jsonl             nobody's at the service: file-x  it was changed",
+        "file.changed       evals/a.jsonl             orphans at the service: file-x  it was changed",
     ),
     "file.warning": (
         {**FILE, "reason": "crlf", "line": 1, "detail": "lines end with CRLF"},
@@ -165,7 +165,7 @@ LINES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "upload.recovered": (
         {**SENT, "attempt": 1, "file_id": "file-x", "orphans": ["file-y"]},
-        "upload.recovered   evals/a.jsonl             file-x · nobody's at the service: file-y",
+        "upload.recovered   evals/a.jsonl             file-x · orphans at the service: file-y",
     ),
     "upload.resent": (
         {**SENT, "attempt": 2, "detail": "it is not there"},

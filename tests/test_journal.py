@@ -10,22 +10,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import pytest
 from world import STAMP, fill, in_threads, needs_root, tmpfs, wait_for
 
 from sfwatch.journal import (
     OPEN,
-    AttemptOpenError,
     Delivery,
     IdKnownError,
+    JournalDamagedError,
     JournalError,
+    KnownUpload,
     SqliteJournal,
     State,
     StateInUseError,
@@ -34,6 +32,9 @@ from sfwatch.journal import (
 
 INBOX = "/srv/inbox"
 TARGET = "api.example (environment)"
+ADDRESS = "api.example"
+NAME = "0123456789abcdef"
+OTHER = "fedcba9876543210"
 
 
 def a_file(name: str = "a.jsonl", state: State = State.SENDING, **facts: object) -> Delivery:
@@ -52,9 +53,18 @@ def a_file(name: str = "a.jsonl", state: State = State.SENDING, **facts: object)
     return replace(known, **facts)  # type: ignore[arg-type]
 
 
+def an_answer(name: str, file_id: str | None, **facts: object) -> Delivery:
+    facts = {"answer": {"data": {}, "recovered": False}, **facts}
+    return a_file(name, State.ACCEPTED, file_id=file_id, **facts)
+
+
+def database(folder: Path) -> closing[sqlite3.Connection]:
+    return closing(sqlite3.connect(folder / "journal.sqlite3", isolation_level=None))
+
+
 @contextmanager
-def opened(folder: Path) -> Iterator[SqliteJournal]:
-    journal = SqliteJournal(folder, stamp=STAMP)
+def opened(folder: Path, **more: Path) -> Iterator[SqliteJournal]:
+    journal = SqliteJournal(folder, stamp=STAMP, **more)
     try:
         yield journal
     finally:
@@ -84,25 +94,26 @@ FULL = a_file(
     settled_by="lease",
     lines=7,
     attempts=3,
-    first_attempt_at=1700000000.25,
-    held_s=12.5,
-    windows=((1.5, 2.5), (3.5, 4.5)),
+    claims="0123456789abcdef-012345",
+    tag="0123456789ab",
+    unproved=2,
+    resends=1,
+    resend_request="r-1",
+    first_sent=4,
+    last_sent=6,
+    accepted=9,
+    served_s=12.5,
+    refusals=2,
+    refused_words="400 bad",
+    refused_after=3,
+    suspicions=1,
+    suspected_after=2,
     answer={"data": {"id": "file-x", "bytes": 3, "deep": [1, None, "é\u2028"]}, "same_as": None},
     file_id="file-x",
     report={"reason": "refused", "findings": [{"line": 1}]},
     marker=".ok",
     target_name="a.20260101T000000Z.jsonl",
 )
-
-
-def test_everything_is_there_again_after_a_restart(folder: Path) -> None:
-    """Whatever is known of a file is the same after the journal was closed and opened."""
-    with opened(folder) as journal:
-        saved = journal.save(FULL)
-    with opened(folder) as journal:
-        assert journal.find(INBOX, "a.jsonl") == saved
-        assert saved == replace(FULL, row=saved.row)
-        assert journal.under_way() == [saved]
 
 
 def test_what_save_returned_for_outlives_the_process(folder: Path) -> None:
@@ -116,27 +127,21 @@ def test_what_save_returned_for_outlives_the_process(folder: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     with opened(folder) as journal:
         assert journal.find(INBOX, "a.jsonl") == replace(FULL, row=1)
+        assert journal.under_way() == [replace(FULL, row=1)]
+        assert journal.find("/srv/other", "a.jsonl") is None
+        assert journal.save(a_file("b")).last_sent == 10
 
 
 def test_a_row_is_written_over_as_a_whole(journal: SqliteJournal) -> None:
     """Saving a row again replaces all of it, and finishing it makes the name free for the next file."""
     first = journal.save(a_file())
-    later = journal.save(replace(first, state=State.UNKNOWN, attempts=2, windows=((1.0, 2.0),)))
+    later = journal.save(replace(first, state=State.UNKNOWN, attempts=2, unproved=1))
     assert later.row == first.row
     assert journal.find(INBOX, "a.jsonl") == later
     journal.save(replace(later, state=State.DONE, finished_at=5.0))
     assert journal.find(INBOX, "a.jsonl") is None
     assert journal.under_way() == []
     assert journal.save(a_file()).row != first.row
-
-
-def test_each_inbox_has_names_of_its_own(journal: SqliteJournal) -> None:
-    """The same name in two inboxes is two files."""
-    journal.save(a_file(remote_name="x"))
-    journal.save(a_file(remote_name="y", inbox="/srv/other", size=99))
-    found = journal.find("/srv/other", "a.jsonl")
-    assert found is not None
-    assert found.size == 99
 
 
 @pytest.mark.parametrize("state", OPEN)
@@ -161,12 +166,6 @@ def test_any_name_that_linux_allows_comes_back_as_it_was(folder: Path, name: str
         assert (found.inbox, found.name) == (os.fsdecode(b"/srv/\xff"), name)
 
 
-def test_names_that_look_alike_are_different_files(journal: SqliteJournal) -> None:
-    """Composed and decomposed letters are two names, as they are on the disk."""
-    journal.save(a_file("\u00e9.jsonl", remote_name="x"))
-    assert journal.find(INBOX, "e\u0301.jsonl") is None
-
-
 def test_a_file_that_waits_is_replaced_by_another_of_its_name(journal: SqliteJournal) -> None:
     """What was known of a file that went back does not stand in the way of the next one of its name."""
     journal.save(a_file(state=State.WAITING, attempts=9))
@@ -174,49 +173,24 @@ def test_a_file_that_waits_is_replaced_by_another_of_its_name(journal: SqliteJou
     assert journal.under_way() == [fresh]
 
 
-@pytest.mark.parametrize("state", [State.SENDING, State.UNKNOWN])
-def test_one_attempt_at_most_is_open_for_a_remote_name(journal: SqliteJournal, state: State) -> None:
-    """Two uploads that a listing could not tell apart are never under way at the same time."""
-    first = journal.save(a_file("x/a.jsonl", state, remote_name="a.jsonl"))
-    other = a_file("y/a.jsonl", State.SENDING, remote_name="a.jsonl")
-    with pytest.raises(AttemptOpenError):
-        journal.save(other)
-    assert journal.find(INBOX, "y/a.jsonl") is None
-    journal.save(replace(other, target="another"))
-    journal.save(replace(first, state=State.ACCEPTED, file_id="file-1"))
-    journal.save(replace(other, name="z/a.jsonl"))
-
-
 def test_an_id_belongs_to_one_upload(journal: SqliteJournal) -> None:
-    """An id that the journal knows at a target is never given to a second file there, finished or not."""
+    """An id that is known at an address is never given to a second file there, whatever the key."""
     journal.save(a_file(state=State.DONE, file_id="file-1", finished_at=1.0))
     second = journal.save(a_file("b.jsonl"))
-    with pytest.raises(IdKnownError):
-        journal.save(replace(second, state=State.ACCEPTED, file_id="file-1"))
+    for target in (TARGET, f"{ADDRESS} (file /key)"):
+        with pytest.raises(IdKnownError):
+            journal.save(replace(second, state=State.ACCEPTED, file_id="file-1", target=target))
     assert journal.find(INBOX, "b.jsonl") == second
     journal.save(replace(second, state=State.ACCEPTED, file_id="file-1", target="another"))
 
 
-def test_what_is_known_of_ids_counts_for_their_target_only(journal: SqliteJournal) -> None:
-    """`known`, `newest` and `same_as` speak of one target: another service has other files.
-
-    An id is known with whatever key it was uploaded, since two may belong to one account.
-    """
-    journal.save(a_file("a", State.DONE, file_id="file-1", finished_at=1.0))
-    journal.save(a_file("b", State.DONE, file_id="file-2", finished_at=2.0, target="another"))
-    journal.save(a_file("c", State.ACCEPTED, file_id="file-3", sha256="cd" * 32))
-    assert journal.known(TARGET, ["file-1", "file-2", "file-3", "file-4", "'"]) == {"file-1", "file-3"}
-    assert journal.known("api.example (file /key)", ["file-1", "file-2"]) == {"file-1"}
-    assert journal.known(TARGET, []) == frozenset()
-    assert journal.newest(TARGET) == "file-3"
-    assert journal.newest("nobody") is None
-    assert same_as(journal.save(an_answer("d", "file-4"))) == "file-1"
-    assert same_as(journal.save(an_answer("e", "file-5", target="another"))) == "file-2"
-    assert same_as(journal.save(an_answer("f", "file-6", sha256="ef" * 32))) is None
-
-
-def an_answer(name: str, file_id: str, **facts: object) -> Delivery:
-    return a_file(name, State.ACCEPTED, file_id=file_id, answer={"data": {"id": file_id}}, **facts)
+def test_a_refused_id_leaves_what_the_row_would_have_replaced(journal: SqliteJournal) -> None:
+    """A request that is refused has changed nothing, though it had begun to."""
+    journal.save(a_file("done", State.DONE, file_id="file-1", finished_at=1.0))
+    waiting = journal.save(a_file(state=State.WAITING))
+    with pytest.raises(IdKnownError):
+        journal.save(an_answer("a.jsonl", "file-1"))
+    assert journal.find(INBOX, "a.jsonl") == waiting
 
 
 def same_as(known: Delivery) -> object:
@@ -225,216 +199,220 @@ def same_as(known: Delivery) -> object:
 
 
 def test_an_answer_is_compared_once(journal: SqliteJournal) -> None:
-    """The upload is never the same as itself, nor as a later one, however often its row is written."""
+    """`same_as` is an earlier upload of the same bytes to this target; later writes leave it as it is."""
     first = journal.save(an_answer("a", "file-1"))
     second = journal.save(an_answer("b", "file-2"))
     assert (same_as(first), same_as(second)) == (None, "file-1")
     for known in (first, second):
         assert journal.save(replace(known, target_name="x")) == replace(known, target_name="x")
         assert journal.find(INBOX, known.name) == replace(known, target_name="x")
-
-
-def test_an_id_that_is_known_already_is_what_the_bytes_are_the_same_as(journal: SqliteJournal) -> None:
-    """A service may answer with the id that it gave to the same bytes before."""
-    journal.save(an_answer("a", "file-1"))
-    again = an_answer("b", "file-1")
-    with pytest.raises(IdKnownError):
+    again = an_answer("c", "file-1")
+    with pytest.raises(IdKnownError):  # a service may answer with the id that it gave to these bytes before
         journal.save(again)
-    assert journal.find(INBOX, "b") is None
-    assert same_as(journal.save(replace(again, file_id=None))) == "file-1"
+    assert same_as(journal.save(replace(again, file_id=None, sha256="cd" * 32))) is None
+    assert same_as(journal.save(an_answer("d", "file-4", target="another"))) is None
+    assert same_as(journal.save(replace(again, name="e", file_id=None))) == "file-2"
 
 
-def test_an_answer_is_not_lost_because_it_cannot_be_compared(journal: SqliteJournal) -> None:
-    """A history that can't be read costs `same_as`, not the acceptance."""
-    journal.save(an_answer("a", "file-1"))
-    first_time = iter([sqlite3.SQLITE_DENY])
-
-    def once(action: int, _table: str | None, column: str | None, *_: object) -> int:
-        reads = action == sqlite3.SQLITE_READ and column == "sha256"
-        return next(first_time, sqlite3.SQLITE_OK) if reads else sqlite3.SQLITE_OK
-
-    journal._write(lambda database: database.set_authorizer(once))
-    known = journal.save(an_answer("b", "file-2"))
-    assert not list(first_time)
-    assert same_as(known) is None
-    assert journal.find(INBOX, "b") == known
+# Numbers, and what is asked of the history.
 
 
-def test_eight_workers_write_at_once(folder: Path) -> None:
-    """What many workers save at the same moment is all there, each under a row of its own."""
+def test_each_beginning_and_each_acceptance_has_its_number(folder: Path) -> None:
+    """One counter numbers them in their order, also across a restart; other steps take none."""
     with opened(folder) as journal:
-
-        def work(worker: int) -> list[Delivery]:
-            rows = [journal.save(a_file(f"{worker}-{n}.jsonl")) for n in range(25)]
-            return [journal.save(replace(row, state=State.UNKNOWN)) for row in rows]
-
-        with ThreadPoolExecutor(8) as pool:
-            saved = [row for rows in pool.map(work, range(8)) for row in rows]
+        a = journal.save(a_file("a"))
+        b = journal.save(a_file("b"))
+        assert [(known.first_sent, known.last_sent) for known in (a, b)] == [(1, 1), (2, 2)]
+        assert journal.save(replace(a, attempts=2)) == replace(a, attempts=2)
+        a = journal.save(replace(a, state=State.UNKNOWN))
+        a = journal.save(replace(a, state=State.SENDING))
+        assert (a.first_sent, a.last_sent) == (1, 3)
+        waiting = journal.save(replace(b, state=State.WAITING))
+        assert (waiting.first_sent, waiting.last_sent, waiting.accepted) == (2, 2, None)
     with opened(folder) as journal:
-        assert len({row.row for row in saved}) == 200
-        assert sorted(journal.under_way(), key=lambda d: d.name) == sorted(saved, key=lambda d: d.name)
+        a = journal.save(replace(a, state=State.ACCEPTED))
+        assert (a.first_sent, a.last_sent, a.accepted) == (1, 3, 4)
+        assert journal.save(replace(a, target_name="x")).accepted == 4
+        assert journal.save(replace(a, state=State.DONE, finished_at=1.0)).accepted == 4
+        orphan = journal.save(replace(b, row=None, state=State.ORPHAN, finished_at=1.0, file_id="file-o"))
+        assert orphan.accepted is None
+        b = journal.save(replace(waiting, state=State.SENDING))
+        assert (b.first_sent, b.last_sent) == (2, 5)
 
 
-def test_one_refused_wish_does_not_spoil_the_others(journal: SqliteJournal) -> None:
-    """In one transaction, what stands against another row is refused and all the rest is durable."""
-    journal.save(a_file("open", remote_name="open"))
-    journal.save(a_file("done", State.DONE, file_id="file-1", finished_at=1.0))
-    refused: list[type[Exception]] = []
+def test_known_ids_are_those_of_the_address(journal: SqliteJournal) -> None:
+    """An id is known with whatever key it was uploaded, as two may belong to one account, and in any state."""
+    assert not journal.knows_any(ADDRESS)
+    orphan = a_file("o", State.ORPHAN, file_id="file-o", finished_at=1.0, tag="0123456789ab", first_sent=7)
+    orphan = journal.save(orphan)
+    assert not journal.knows_any(ADDRESS)
+    key = f"{ADDRESS} (file /key)"
+    a = journal.save(an_answer("a", "file-a", target=key))
+    journal.save(an_answer("b", "file-b", target="another"))
+    assert journal.known(ADDRESS, ["file-a", "file-b", "file-o", "file-x", "'"]) == {
+        "file-a": KnownUpload(a.row or 0, key, None, None, 1),
+        "file-o": KnownUpload(orphan.row or 0, TARGET, "0123456789ab", 7, None),
+    }
+    assert journal.known(ADDRESS, []) == {}
+    assert (journal.knows_any(ADDRESS), journal.knows_any("nobody")) == (True, False)
 
-    def wish(delivery: Delivery) -> Callable[[], None]:
-        def save() -> None:
-            try:
-                journal.save(delivery)
-            except (AttemptOpenError, IdKnownError) as error:
-                refused.append(type(error))
 
-        return save
+def test_what_was_accepted_at_a_target(journal: SqliteJournal) -> None:
+    """The last before a number, the last that was answered, the largest; other keys' uploads do not count."""
+    assert (journal.accepted_before(TARGET, 9), journal.last_accepted(TARGET)) == (None, 0)
+    assert journal.largest_accepted(TARGET) == 0
+    journal.save(an_answer("a", "file-1", size=70))  # 1
+    journal.save(an_answer("b", "file-2", target=f"{ADDRESS} (file /key)", size=900))  # 2
+    known = journal.save(an_answer("c", "file-3"))  # 3
+    journal.save(replace(known, state=State.DONE, finished_at=1.0))
+    journal.save(an_answer("d", None))  # 4: its id is another row's
+    journal.save(an_answer("e", "file-5", answer={"recovered": True}))  # 5
+    journal.save(a_file("f", size=1000))
+    before = [journal.accepted_before(TARGET, number) for number in range(7)]
+    assert before == [None, "file-1", "file-1", "file-3", "file-3", "file-5", "file-5"]
+    assert journal.last_accepted(TARGET) == 4
+    assert journal.largest_accepted(TARGET) == 70
 
-    wishes = [a_file(f"good-{n}") for n in range(5)]
-    wishes += [a_file("bad-1", remote_name="open"), a_file("bad-2", State.ACCEPTED, file_id="file-1")]
-    with committed_together(journal, *map(wish, wishes)):
-        pass
-    assert sorted(error.__name__ for error in refused) == ["AttemptOpenError", "IdKnownError"]
-    assert {known.name for known in journal.under_way()} == {"open", *(f"good-{n}" for n in range(5))}
+
+def test_the_newest_finished_file_of_a_tag(journal: SqliteJournal) -> None:
+    """Open rows do not count, nor do orphans, which are no file's."""
+    tag = "0123456789ab"
+    assert journal.finished(tag) is None
+    journal.save(a_file(state=State.FAILED, finished_at=9.0, tag=tag))
+    newest = journal.save(a_file(state=State.DONE, finished_at=3.0, tag=tag))
+    journal.save(a_file(state=State.ORPHAN, finished_at=9.0, tag=tag))
+    journal.save(a_file(tag=tag))
+    journal.save(a_file("b", State.DONE, finished_at=9.0, tag="f" * 12))
+    assert journal.finished(tag) == newest
+
+
+def test_a_service_that_changes_names_is_remembered(folder: Path) -> None:
+    """For its address, until it is seen to keep one."""
+    with opened(folder) as journal:
+        assert journal.names_kept(ADDRESS)
+        journal.note_names(ADDRESS, kept=True)
+        for _ in range(2):
+            journal.note_names(ADDRESS, kept=False)
+    with opened(folder) as journal:
+        assert (journal.names_kept(ADDRESS), journal.names_kept("other")) == (False, True)
+        journal.note_names(ADDRESS, kept=True)
+        assert journal.names_kept(ADDRESS)
+
+
+# One thread, and many who wait for it.
 
 
 @contextmanager
-def committed_together(journal: SqliteJournal, *works: Callable[[], object]) -> Iterator[threading.Thread]:
-    """Somebody is at the disk for the block, and these come meanwhile."""
-    begun, go = threading.Event(), threading.Event()
-
-    def wait(_: sqlite3.Connection) -> None:
-        begun.set()
-        go.wait()
-
-    slow = threading.Thread(target=journal._write, args=(wait,))
-    slow.start()
-    begun.wait()
-    threads = [threading.Thread(target=work) for work in works]
-    for count, thread in enumerate(threads, 1):
+def committed_together(journal: SqliteJournal, *works: Callable[[], object]) -> Iterator[None]:
+    """The journal's thread is kept busy until all these wait for it."""
+    go = threading.Event()
+    threads = [threading.Thread(target=journal.call, args=(go.wait,))]
+    threads += [threading.Thread(target=work) for work in works]
+    for thread in threads:
         thread.start()
-        wait_for(partial(_waiting, journal, count))
-    yield slow
+        if thread is threads[0]:
+            wait_for(journal._requests.empty)
+    wait_for(lambda: journal._requests.qsize() == len(works))
+    yield
     go.set()
-    for thread in [slow, *threads]:
+    for thread in threads:
         thread.join()
-
-
-def _waiting(journal: SqliteJournal, count: int) -> bool:
-    return len(journal._wishes) == count
 
 
 def traced(journal: SqliteJournal, *works: Callable[[], object]) -> list[str]:
     """Return the statements that the database is given for these, one work after the other."""
     statements: list[str] = []
-    journal._write(lambda database: database.set_trace_callback(statements.append))
+    journal._ask(lambda database: database.set_trace_callback(statements.append), beside=True)
     for work in works:
         work()
-    journal._write(lambda database: database.set_trace_callback(None))
-    return [text for text in statements[1:-1] if "BEGIN" not in text]  # the last BEGIN is that of the end
+    journal._ask(lambda database: database.set_trace_callback(None), beside=True)
+    return [text for text in statements if not text.startswith(("BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK"))]
 
 
-def test_a_worker_alone_commits_by_itself(journal: SqliteJournal) -> None:
-    """No other thread has a hand in it, so that nobody waits for another's turn."""
-    before = threading.active_count()
-    assert journal._write(lambda _: threading.get_ident()) == threading.get_ident()
-    journal.save(a_file())
-    assert threading.active_count() == before
+def test_what_comes_while_the_disk_is_busy_is_committed_together(journal: SqliteJournal) -> None:
+    """Fifteen that wait cost one commit, not fifteen; a bad one among them is refused alone."""
+    journal.save(a_file("done", State.DONE, file_id="file-1", finished_at=1.0))
+    journal.save(a_file("open"))
+    outcomes: list[str] = []
 
+    def saving(delivery: Delivery) -> Callable[[], None]:
+        def save() -> None:
+            try:
+                outcomes.append(journal.save(delivery).name)
+            except (IdKnownError, JournalError) as error:
+                outcomes.append(type(error).__name__)
 
-def test_what_comes_while_another_commits_is_committed_together(journal: SqliteJournal) -> None:
-    """Fifteen that wait for one at the disk cost one commit more, not fifteen; the second of all does it."""
-    workers: list[int] = []
+        return save
 
-    def save(number: int) -> Callable[[], object]:
-        def put(database: sqlite3.Connection) -> None:
-            workers.append(threading.get_ident())
-            journal._put(database, a_file(f"{number}.jsonl"))
-
-        return lambda: journal._write(put)
+    good = [f"good-{number}" for number in range(15)]
+    wanted = [a_file(name) for name in good]
+    wanted[3:3] = [a_file("bad", State.ACCEPTED, file_id="file-1"), a_file("open")]
 
     def all_at_once() -> None:
-        with committed_together(journal, *(save(number) for number in range(15))):
+        with committed_together(journal, *map(saving, wanted)):
             pass
 
-    statements = traced(journal, all_at_once)
-    assert statements.count("COMMIT") == 2
-    assert len(workers) == 15
-    assert len(set(workers)) == 1
-    assert len(journal.under_way()) == 15
-    one_by_one = traced(journal, *(lambda n=n: journal.save(a_file(f"alone-{n}")) for n in range(15)))
-    assert one_by_one.count("COMMIT") == 15
+    assert traced(journal, all_at_once).count("COMMIT") == 1
+    assert sorted(outcomes) == sorted([*good, "IdKnownError", "JournalError"])
+    assert {known.name for known in journal.under_way()} == {"open", *good}
 
 
-def test_nobody_is_kept_committing_for_others(journal: SqliteJournal) -> None:
-    """After one round the next in the queue leads, and the first goes on while that one is at the disk."""
-    at_work, go = threading.Event(), threading.Event()
+def test_a_request_that_breaks_the_transaction_fails_alone(journal: SqliteJournal) -> None:
+    """What SQLite itself refuses undoes all; the others are then done one by one."""
+    failed: list[Exception] = []
 
-    def also_wait(_: sqlite3.Connection) -> None:
-        at_work.set()
-        go.wait()
+    def broken() -> None:
+        try:
+            journal._execute("SELECT * FROM nothing")
+        except JournalDamagedError as error:
+            failed.append(error)
 
-    following = threading.Thread(target=journal._write, args=(also_wait,))
-    with committed_together(journal) as first:
-        following.start()
-        wait_for(lambda: journal._wishes)
-    assert not first.is_alive()  # it came back although the next wish is not granted yet
-    at_work.wait()
-    assert following.is_alive()
-    go.set()
-    following.join()
-
-
-def test_who_is_handed_the_lead_before_he_waits_hangs_nobody(journal: SqliteJournal) -> None:
-    """A thread may be interrupted just before it waits: what it is told meanwhile counts, once."""
-    begun, go = threading.Event(), threading.Event()
-    answers: list[object] = []
-
-    def slow(_: sqlite3.Connection) -> None:
-        begun.set()
-        go.wait()
-
-    first = threading.Thread(target=journal._write, args=(slow,))
-
-    def interrupt(frame: FrameType, event: str, _: object) -> None:
-        if (event, frame.f_code.co_name) == ("call", "_settled"):
-            go.set()
-            first.join()  # it has handed the lead on
-
-    def second() -> None:
-        sys.setprofile(interrupt)
-        answers.append(journal.save(a_file()).name)
-
-    first.start()
-    begun.wait()
-    in_threads(second)
-    assert answers == ["a.jsonl"]
-    journal.save(a_file("b.jsonl"))
+    with committed_together(
+        journal, lambda: journal.save(a_file("a")), broken, lambda: journal.save(a_file("b"))
+    ):
+        pass
+    assert len(failed) == 1
+    assert {known.name for known in journal.under_way()} == {"a", "b"}
 
 
-def test_a_commit_that_is_broken_off_hangs_nobody(journal: SqliteJournal) -> None:
-    """If the thread that commits for others is ended, all are told so, nothing is written, and it goes on."""
-    ends: list[BaseException] = []
+def test_one_thread_does_all_that_touches_the_state_folder(folder: Path, journal: SqliteJournal) -> None:
+    """Others' work there is done by it as well, and its errors are theirs."""
+    threads = {journal.call(threading.get_ident), journal._ask(lambda _: threading.get_ident())}
+    assert threads == {journal._thread.ident}
+    with pytest.raises(FileNotFoundError):
+        journal.call((folder / "missing").read_text)
+    space = os.statvfs(folder)
+    assert abs(journal.free_bytes() - space.f_bavail * space.f_frsize) < 2**30
 
-    def end(_: sqlite3.Connection) -> None:
-        raise SystemExit
 
-    def noted(work: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
+def test_a_bug_in_the_thread_leaves_nobody_waiting(folder: Path) -> None:
+    """All who wait and all who come later are told, nothing is half written, and the folder is free."""
+    told: list[BaseException | None] = []
+
+    def end() -> None:
+        raise SystemExit("a bug")
+
+    def asking(work: Callable[[], object]) -> Callable[[], None]:
+        def ask() -> None:
             try:
                 work()
-            except (JournalError, SystemExit) as error:
-                ends.append(error)
+            except JournalDamagedError as error:
+                told.append(error.__cause__)
 
-        return run
+        return ask
 
-    works = (lambda: journal.save(a_file("a")), lambda: journal.save(a_file("b")), lambda: journal._write(end))
-    with committed_together(journal, *map(noted, works)):
-        pass
-    assert sorted(map(repr, ends)) == ["JournalError('the commit was broken off')"] * 2 + ["SystemExit()"]
-    assert journal.under_way() == []
-    journal.save(a_file())
-    assert len(journal.under_way()) == 1
+    with opened(folder) as journal:
+        works = (
+            lambda: journal.save(a_file("a")),
+            lambda: journal.call(end),
+            lambda: journal.save(a_file("b")),
+        )
+        with committed_together(journal, *map(asking, works)):
+            pass
+        asking(journal.under_way)()
+        assert [repr(cause) for cause in told] == ["SystemExit('a bug')"] * 4
+    with opened(folder) as journal:
+        assert journal.under_way() == []
 
 
 def test_closing_while_many_write_loses_nothing(folder: Path) -> None:
@@ -491,56 +469,15 @@ def test_a_disk_that_fills_up_under_many_writers_tells_each_the_truth(tmp_path: 
 # What costs nothing.
 
 
-def test_a_file_that_was_never_tried_is_not_looked_for(folder: Path) -> None:
-    """Which files have an open row is known without the database: most have none."""
-    with opened(folder) as journal:
-        tried = journal.save(a_file("tried", State.WAITING, remote_name="x"))
-        ended = journal.save(a_file("ended"))
-        journal.save(replace(ended, state=State.DONE, finished_at=1.0))
-        journal.save(replace(ended, row=None, state=State.FAILED, finished_at=2.0, file_id="file-orphan"))
-        moved = journal.save(replace(journal.save(a_file("moved")), inbox="/srv/elsewhere"))
-        journal.forget(journal.save(a_file("forgotten")))
-        with pytest.raises(AttemptOpenError):
-            journal.save(a_file("refused", remote_name="moved"))
-        nobodys = replace(tried, row=None, state=State.FAILED, finished_at=3.0, file_id="file-nobodys")
-        journal.save(nobodys)  # of the same name, and finished from the beginning
-    with opened(folder) as journal:
-        unknown = ["never", "ended", "moved", "forgotten", "refused"]
-        assert traced(journal, *(lambda n=n: journal.find(INBOX, n) for n in unknown)) == []
-        assert [journal.find(INBOX, name) for name in unknown] == [None] * 5
-        assert journal.find(INBOX, "tried") == tried
-        assert journal.find("/srv/elsewhere", "moved") == moved
-
-
-def test_the_open_names_follow_what_is_committed(journal: SqliteJournal) -> None:
-    """A name is open from its commit on, through every change of its row, and only as long as that is open."""
-    known = journal.save(a_file())
-    assert journal.find(INBOX, "a.jsonl") == known
-    known = journal.save(replace(known, state=State.UNKNOWN))
-    assert journal.find(INBOX, "a.jsonl") == known
-    moved = journal.save(replace(known, inbox="/srv/elsewhere"))
-    assert journal.find(INBOX, "a.jsonl") is None
-    assert journal.find("/srv/elsewhere", "a.jsonl") == moved
-    done = journal.save(replace(moved, state=State.DONE, finished_at=1.0))
-    assert traced(journal, lambda: journal.find("/srv/elsewhere", "a.jsonl")) == []
-    again = journal.save(replace(a_file(), inbox="/srv/elsewhere"))
-    journal.save(done)  # its end is written again: that is not the end of the next of its name
-    assert journal.find("/srv/elsewhere", "a.jsonl") == again
-    journal.forget(done)
-    assert journal.find("/srv/elsewhere", "a.jsonl") == again
-    journal.forget(again)
-    names = ((INBOX, "a.jsonl"), ("/srv/elsewhere", "a.jsonl"))
-    assert traced(journal, *(partial(journal.find, *name) for name in names)) == []
-
-
 def test_who_only_asks_writes_nothing(folder: Path, journal: SqliteJournal) -> None:
     """Nothing reaches the database's log, so that there is nothing to be synced."""
     journal.save(FULL)
     journal.saw_folder(INBOX)
     before = (folder / "journal.sqlite3-wal").read_bytes()
     assert journal.find(INBOX, "a.jsonl")
-    assert journal.known(TARGET, ["file-x"])
-    assert journal.newest(TARGET)
+    assert journal.known(ADDRESS, ["file-x"])
+    assert journal.last_accepted(TARGET)
+    journal.note_names(ADDRESS, kept=True)
     assert journal.folder_seen(INBOX)
     assert journal.under_way()
     journal.saw_folder(INBOX)
@@ -549,84 +486,22 @@ def test_who_only_asks_writes_nothing(folder: Path, journal: SqliteJournal) -> N
     assert (folder / "journal.sqlite3-wal").read_bytes() != before
 
 
-def test_each_step_of_a_delivery_writes_what_it_changes(journal: SqliteJournal) -> None:
-    """One statement puts the row in; a later one names what changed, so that the other indexes rest."""
-    rows: list[Delivery] = []
-
-    def step(**facts: object) -> Callable[[], None]:
-        return lambda: rows.append(journal.save(replace(rows[-1], **facts)))  # type: ignore[arg-type]
-
-    statements = traced(
-        journal,
-        lambda: rows.append(journal.save(a_file())),
-        step(state=State.ACCEPTED, answer={"data": {"id": "file-1"}}, file_id="file-1"),
-        step(state=State.DONE, finished_at=5.0),
-        step(),
-    )
-    changes = [text for text in statements if not text.startswith(("SELECT", "COMMIT"))]
-    assert [text.split("(")[0].split("WHERE")[0] for text in changes[:1]] == ["INSERT INTO delivery "]
-    sets = [text.partition(" SET ")[2].partition(" WHERE ")[0] for text in changes[1:]]
-    assert [[part.split(" = ")[0] for part in text.split(", ")] for text in sets] == [
-        ["state", "file_id", "facts"],
-        ["state", "finished_at"],
-    ]
-
-
-def test_rows_that_hold_their_columns_twice_are_understood(folder: Path) -> None:
-    """The first journals had what stands in a column in `facts` as well; they are opened as they are."""
-    with opened(folder) as journal:
-        saved = journal.save(FULL)
-    facts = {name: getattr(FULL, name) for name in FULL.__slots__ if name != "row"}
-    with sqlite3.connect(folder / "journal.sqlite3") as database:
-        database.execute("UPDATE delivery SET facts = ?", (json.dumps(facts),))
-    database.close()
-    with opened(folder) as journal:
-        assert journal.set_aside is None
-        assert journal.find(INBOX, "a.jsonl") == saved
-        later = journal.save(replace(saved, state=State.DONE, finished_at=9.0))
-        assert journal.under_way() == []
-        assert journal._ask("SELECT facts FROM delivery", ()) != [(json.dumps(facts),)]
-    assert glance(folder).last_done == later
-
-
-def test_a_second_row_for_a_file_under_way_is_refused_alone(journal: SqliteJournal) -> None:
-    """A bug that would give one file two open rows is told to its own caller; the journal goes on."""
-    journal.save(a_file())
-    outcomes: list[object] = []
-
-    def twice() -> None:
-        try:
-            journal.save(a_file(remote_name="x"))
-        except Exception as error:  # noqa: BLE001
-            outcomes.append(error)
-
-    in_threads(twice, lambda: outcomes.append(journal.save(a_file("b.jsonl"))))
-    assert sorted(isinstance(outcome, Delivery) for outcome in outcomes) == [False, True]
-    assert [known.name for known in journal.under_way()] == ["a.jsonl", "b.jsonl"]
-
-
 def test_save_never_returns_for_a_row_that_is_gone(journal: SqliteJournal) -> None:
     """A row that was forgotten meanwhile is written anew: what `save` returned for is there."""
     saved = journal.save(a_file())
     journal.forget(saved)
+    assert journal.under_way() == []
     again = journal.save(replace(saved, state=State.ACCEPTED))
     assert journal.find(INBOX, "a.jsonl") == again
-
-
-def test_what_is_forgotten_is_gone(journal: SqliteJournal) -> None:
-    """Forgetting a row frees its name and its remote name."""
-    journal.forget(journal.save(a_file()))
-    assert journal.under_way() == []
-    journal.save(a_file("other", remote_name="a.jsonl"))
 
 
 def test_old_history_is_pruned_and_nothing_else(journal: SqliteJournal) -> None:
     """Only files finished before the given time go; those under way stay however old they are."""
     journal.save(a_file("old", State.DONE, file_id="file-1", finished_at=10.0))
     journal.save(a_file("new", State.FAILED, file_id="file-2", finished_at=20.0))
-    journal.save(a_file("open", first_attempt_at=1.0))
+    journal.save(a_file("open"))
     journal.prune(before=20.0)
-    assert journal.known(TARGET, ["file-1", "file-2"]) == {"file-2"}
+    assert list(journal.known(ADDRESS, ["file-1", "file-2"])) == ["file-2"]
     assert [known.name for known in journal.under_way()] == ["open"]
 
 
@@ -701,40 +576,25 @@ def test_the_lock_dies_with_its_holder(folder: Path) -> None:
             assert [known.name for known in journal.under_way()] == ["a"]
 
 
-def test_closing_lets_go_of_the_folder(folder: Path) -> None:
-    """Once closed, the journal holds neither lock nor descriptor nor thread, and the next may open."""
-    with opened(folder) as journal:
-        journal.save(a_file())
-    with opened(folder) as journal:
-        assert len(journal.under_way()) == 1
-
-
 def test_a_worker_that_comes_too_late_is_told(folder: Path) -> None:
-    """A worker that saves after the journal was closed gets an error; it must not wait for ever."""
+    """Who asks a closed journal for anything gets an error; closing it again is no matter."""
     with opened(folder) as journal:
         pass
-    outcomes: list[object] = []
-
-    def late() -> None:
-        try:
-            journal.save(a_file())
-        except JournalError as error:
-            outcomes.append(error)
-
-    thread = threading.Thread(target=late, daemon=True)
-    thread.start()
-    thread.join(5)
-    assert len(outcomes) == 1
+    journal.close()
+    for ask in (lambda: journal.save(a_file()), journal.under_way, journal.free_bytes):
+        with pytest.raises(JournalError, match="closed"):
+            ask()
 
 
 # A journal that can't be read.
 
 
-def _begun(folder: Path, files: int = 40) -> str:
+def _begun(folder: Path, files: int = 40) -> tuple[str, str]:
+    """Return the instance, and the id of the journal."""
     with opened(folder) as journal:
         for number in range(files):
             journal.save(a_file(f"{number}.jsonl", report={"detail": "filler " * 100}))
-        return journal.instance
+        return journal.instance, journal.id
 
 
 def _garbage(path: Path) -> None:
@@ -754,7 +614,7 @@ def _bad_page(path: Path) -> None:
 def _bad_text(path: Path) -> None:
     """One flipped bit in what a row says, which leaves the database's own structure whole."""
     content = path.read_bytes()
-    path.write_bytes(content.replace(b'{"dev":1,', b'{"dev" 1,'))
+    path.write_bytes(content.replace(b'"dev":1,', b'"dev" 1,'))
 
 
 def _bad_encoding(path: Path) -> None:
@@ -766,15 +626,13 @@ def _lost_state(path: Path) -> None:
 
 
 def _no_facts(path: Path) -> None:
-    with sqlite3.connect(path) as database:
-        database.execute("UPDATE delivery SET facts = '[7]'")
-    database.close()
+    with database(path.parent) as damaged:
+        damaged.execute("UPDATE delivery SET facts = '[7]'")
 
 
 def _no_tables(path: Path) -> None:
-    with sqlite3.connect(path) as database:
-        database.execute("DROP TABLE meta")
-    database.close()
+    with database(path.parent) as damaged:
+        damaged.execute("DROP TABLE meta")
 
 
 DAMAGE = (_garbage, _cut_off, _bad_page, _bad_text, _bad_encoding, _lost_state, _no_facts, _no_tables)
@@ -782,8 +640,8 @@ DAMAGE = (_garbage, _cut_off, _bad_page, _bad_text, _bad_encoding, _lost_state, 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_journal_is_set_aside(folder: Path, damage: Callable[[Path], None]) -> None:
-    """It is kept under a telling name, a new one is begun, and the old instance's claims are doubtful."""
-    former = _begun(folder)
+    """It is kept under a telling name, and a new one is begun, which says that it is another."""
+    instance, name = _begun(folder)
     path = folder / "journal.sqlite3"
     damage(path)
     damaged = path.read_bytes()
@@ -795,13 +653,12 @@ def test_a_damaged_journal_is_set_aside(folder: Path, damage: Callable[[Path], N
         assert Path(aside.path).read_bytes() == damaged
         assert aside.detail
         assert journal.under_way() == []
-        assert journal.instance != former
-        assert list(journal.former) == [former]
+        assert (journal.instance, list(journal.former)) == (instance, [])
+        assert journal.id != name
         journal.save(a_file())
     with opened(folder) as journal:
         assert journal.set_aside is None
         assert len(journal.under_way()) == 1
-        assert list(journal.former) == [former]
 
 
 @pytest.mark.parametrize("damage", [_garbage, _cut_off, _bad_text, _bad_encoding, _lost_state, _no_facts])
@@ -816,9 +673,8 @@ def test_who_only_reads_a_damaged_journal_is_told(folder: Path, damage: Callable
 def test_a_newer_journal_is_set_aside(folder: Path) -> None:
     """A journal of a later version is left as it is for that version, and says which it was."""
     _begun(folder)
-    with sqlite3.connect(folder / "journal.sqlite3") as database:
-        database.execute("PRAGMA user_version = 99")
-    database.close()
+    with database(folder) as newer:
+        newer.execute("PRAGMA user_version = 99")
     with opened(folder) as journal:
         assert journal.set_aside is not None
         assert journal.set_aside.reason == "newer"
@@ -839,41 +695,184 @@ def test_two_journals_set_aside_in_one_second_are_both_kept(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("lose", [Path.unlink, lambda path: os.truncate(path, 0)])
-def test_a_lost_journal_makes_its_instance_a_former_one(folder: Path, lose: Callable[[Path], None]) -> None:
-    """Without the journal nobody knows what became of the old claims; its own file still names it."""
-    former = _begun(folder)
+def test_a_lost_journal_is_another_one_of_the_same_instance(folder: Path, lose: Callable[[Path], None]) -> None:
+    """The claims folders are ours still; its id says that it is not what they began with."""
+    instance, name = _begun(folder)
     lose(folder / "journal.sqlite3")
     with opened(folder) as journal:
-        assert journal.instance != former
-        assert list(journal.former) == [former]
+        assert (journal.instance, list(journal.former)) == (instance, [])
+        assert journal.id != name
     with opened(folder) as again:
-        assert (again.instance, list(again.former)) == (journal.instance, [former])
+        assert (again.instance, again.id) == (instance, journal.id)
 
 
-def test_every_lost_journal_is_remembered(folder: Path) -> None:
-    """Claims of an instance that was given up stay doubtful even if the next journal is lost, too."""
-    first = _begun(folder, 1)
-    (folder / "journal.sqlite3").unlink()
-    second = _begun(folder, 1)
-    assert second != first
-    (folder / "journal.sqlite3").unlink()
+# Which state folder, on which machine.
+
+
+@pytest.fixture(name="machine_id")
+def _machine_id(tmp_path: Path) -> Path:
+    file = tmp_path / "machine-id"
+    file.write_text("a" * 32 + "\n")
+    return file
+
+
+def test_the_state_folder_on_another_machine_is_another_instance(folder: Path, machine_id: Path) -> None:
+    """A copy must not take the original's claims for its own: the original may still run there."""
+    with opened(folder, machine_id=machine_id) as first:
+        said = json.loads((folder / "instance").read_text())
+        assert said == {"instance": first.instance, "machine": "a" * 32, "former": []}
+        assert first.machine == "a" * 32
+    machine_id.write_text("b" * 32)
+    for _ in range(2):
+        with opened(folder, machine_id=machine_id) as second:
+            assert (list(second.former), second.id) == ([], first.id)
+    machine_id.write_text("c" * 32)
+    with opened(folder, machine_id=machine_id) as third:
+        assert list(third.former) == []
+        assert len({first.instance, second.instance, third.instance}) == 3
+
+
+@pytest.mark.parametrize("unknown", ["", "uninitialized\n"])
+def test_a_machine_without_an_id_is_no_other_one(folder: Path, machine_id: Path, unknown: str) -> None:
+    """Nothing is concluded from what is not known; the id is noted once there is one."""
+    known = machine_id.read_text()
+    machine_id.write_text(unknown)
+    with opened(folder, machine_id=machine_id) as first:
+        assert first.machine is None
+        assert json.loads((folder / "instance").read_text())["machine"] is None
+    machine_id.write_text(known)
+    with opened(folder, machine_id=machine_id) as second:
+        assert (second.instance, second.machine) == (first.instance, "a" * 32)
+    machine_id.unlink()
+    with opened(folder, machine_id=machine_id) as third:
+        assert third.instance == first.instance
+    assert json.loads((folder / "instance").read_text())["machine"] == "a" * 32
+
+
+def test_the_line_of_the_first_version_is_read(folder: Path, machine_id: Path) -> None:
+    """It names the instance alone, which was of this machine."""
+    folder.mkdir(mode=0o700)
+    (folder / "instance").write_text(f"{NAME}\n")
+    with opened(folder, machine_id=machine_id) as journal:
+        assert journal.instance == NAME
+    said = json.loads((folder / "instance").read_text())
+    assert said == {"instance": NAME, "machine": "a" * 32, "former": []}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "../../etc\n", "zz\n", "\udcff", "{", "[]", "{}"),
+        '{"instance": "../../etc", "machine": null, "former": []}',
+        f'{{"instance": "{NAME}", "machine": null, "former": ["../x"]}}',
+        f'{{"instance": "{NAME}", "machine": null, "former": null}}',
+    ],
+)
+def test_a_file_that_names_no_instance_is_made_anew(folder: Path, content: str) -> None:
+    """Folders are named by it, so that nothing else is taken for an instance."""
+    _, name = _begun(folder, 1)
+    (folder / "instance").write_text(content, errors="surrogateescape")
     with opened(folder) as journal:
-        assert second in journal.former
+        assert len(journal.instance) == 16
+        assert journal.instance != NAME
+        assert journal.id == name
+    with opened(folder) as again:
+        assert again.instance == journal.instance
 
 
-@pytest.mark.parametrize("content", [None, "", "../../etc\n", "zz\n", "\udcff"])
-def test_the_journal_restores_its_instance(folder: Path, content: str | None) -> None:
-    """The instance stands in the journal; its file beside it is for the day on which the journal is lost."""
-    instance = _begun(folder, 1)
-    file = folder / "instance"
-    if content is None:
-        file.unlink()
-    else:
-        file.write_text(content, errors="surrogateescape")
+# A journal of schema 1.
+
+_SCHEMA_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE folder (path BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE delivery (
+  id INTEGER PRIMARY KEY, inbox BLOB NOT NULL, name BLOB NOT NULL, state TEXT NOT NULL, target TEXT,
+  remote_name TEXT, sha256 TEXT, file_id TEXT, finished_at REAL, facts TEXT NOT NULL
+);
+CREATE UNIQUE INDEX open_file ON delivery (inbox, name) WHERE finished_at IS NULL;
+CREATE UNIQUE INDEX open_attempt ON delivery (target, remote_name) WHERE state IN ('sending', 'unknown');
+CREATE UNIQUE INDEX file_id ON delivery (file_id, target) WHERE file_id IS NOT NULL;
+CREATE INDEX same_bytes ON delivery (sha256) WHERE file_id IS NOT NULL;
+CREATE INDEX finished ON delivery (finished_at) WHERE finished_at IS NOT NULL;
+PRAGMA user_version = 1;
+"""
+
+
+def _of_schema_1(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    facts: dict[str, object] = {"dev": 1, "ino": 2, "size": 3, "mtime_ns": 4, "attempts": 2, "name": "a"}
+    facts |= {"held_s": 1.5, "first_attempt_at": 9.0, "windows": []}
+    lost = {**facts, "windows": [[1.0, 2.0], [3.0, 4.0]]}
+    done = {**facts, "size": 70, "answer": {"data": {}, "recovered": False, "same_as": None}}
+    found = {**done, "answer": {"data": {}, "recovered": True, "same_as": None}}
+    key = f"{ADDRESS} (file /key)"
+    rows = (
+        (1, b"w\xff", "waiting", TARGET, None, None, facts),
+        (2, b"s", "sending", TARGET, None, None, lost),
+        (3, b"d", "done", TARGET, "file-1", 5.0, done),
+        (4, b"d", "done", key, "file-1", 6.0, done),
+        (5, b"r", "accepted", TARGET, "file-2", None, found),
+        (6, b"o", "failed", TARGET, "file-o", 7.0, facts),
+        (7, b"n", "failed", None, None, 8.0, facts),
+    )
+    with database(folder) as old:
+        old.executescript(_SCHEMA_1)
+        old.execute("INSERT INTO folder VALUES (?)", (INBOX.encode(),))
+        old.execute("INSERT INTO meta VALUES ('instance', ?), ('former', ?)", (NAME, json.dumps([OTHER])))
+        for row, name, state, target, file_id, finished_at, known in rows:
+            values = (row, INBOX.encode(), name, state, target, None, "ab", file_id, finished_at)
+            old.execute(f"INSERT INTO delivery VALUES ({'?,' * 9}?)", (*values, json.dumps(known)))
+
+
+def test_a_journal_of_schema_1_is_brought_up_to_date(folder: Path, machine_id: Path) -> None:
+    """Nothing that is still of use is lost; the places of its rows stand for the numbers that it had not."""
+    _of_schema_1(folder)
+    with pytest.raises(JournalError, match="schema 1"):
+        glance(folder)
+    with opened(folder, machine_id=machine_id) as journal:
+        assert journal.set_aside is None
+        assert (journal.id, journal.instance, list(journal.former)) == (NAME, NAME, [OTHER])
+        assert journal.folder_seen(INBOX)
+        waiting, sending, accepted = journal.under_way()
+        expected = a_file(
+            os.fsdecode(b"w\xff"), State.WAITING, row=1, attempts=2, sha256="ab", remote_name=None
+        )
+        assert waiting == expected
+        sent = {"unproved": 2, "first_sent": 2, "last_sent": 2}
+        assert sending == replace(expected, name="s", state=State.SENDING, row=2, **sent)  # type: ignore[arg-type]
+        assert (accepted.accepted, accepted.file_id, accepted.first_sent) == (5, "file-2", None)
+        assert {name: known.row for name, known in journal.known(ADDRESS, ["file-1", "file-2"]).items()} == {
+            "file-1": 4,
+            "file-2": 5,
+        }
+        assert journal.accepted_before(TARGET, 4) == "file-1"  # of the other key: row 3 has its id no more
+        assert (journal.last_accepted(TARGET), journal.largest_accepted(TARGET)) == (3, 70)
+        assert journal.save(a_file("new")).last_sent == 7
+        again = journal.save(replace(sending, state=State.UNKNOWN))
+    with opened(folder, machine_id=machine_id) as journal:
+        assert (journal.id, journal.instance, list(journal.former)) == (NAME, NAME, [OTHER])
+        assert again in journal.under_way()
+    with database(folder) as now:
+        assert now.execute("SELECT key, value FROM meta").fetchall() == [("id", NAME)]
+        (facts,) = now.execute("SELECT facts FROM delivery WHERE id = 2").fetchone()
+        assert not {"windows", "held_s", "first_attempt_at"} & set(json.loads(facts))
+    last = glance(folder).last_failed
+    assert last is not None
+    assert last.name == "n"
+
+
+def test_a_migration_that_fails_leaves_the_journal_as_it_was(folder: Path) -> None:
+    """It is set aside unchanged where a row makes no sense; the instance goes on."""
+    _of_schema_1(folder)
+    with database(folder) as old:
+        old.execute("UPDATE delivery SET facts = 'nonsense' WHERE id = 3")
     with opened(folder) as journal:
-        assert journal.instance == instance
-        assert list(journal.former) == []
-    assert file.read_text() == f"{instance}\n"
+        assert journal.set_aside is not None
+        assert (journal.instance, list(journal.former)) == (NAME, [OTHER])
+        assert journal.id != NAME
+    with closing(sqlite3.connect(journal.set_aside.path)) as kept:
+        assert kept.execute("PRAGMA user_version").fetchone() == (1,)
+        assert kept.execute("SELECT count(*) FROM meta").fetchone() == (2,)
 
 
 def test_a_link_in_place_of_the_journal_is_not_followed(folder: Path, tmp_path: Path) -> None:
@@ -945,19 +944,25 @@ def test_a_full_disk_at_the_start_is_an_os_error(tmp_path: Path) -> None:
 
 def test_no_step_of_a_delivery_reads_through_the_history(journal: SqliteJournal) -> None:
     """Years of finished files must not make the next one dearer: each statement finds its rows by an index."""
-    statements: list[str] = []
-    journal._write(lambda database: database.set_trace_callback(statements.append))
-    known = journal.save(a_file())
-    journal.find(INBOX, known.name)
-    known = journal.save(replace(known, state=State.ACCEPTED, file_id="file-1", answer={}))
-    journal.known(TARGET, ["file-1"])
-    journal.save(replace(known, state=State.DONE, finished_at=1.0))
-    journal.under_way()
-    journal.prune(0.0)
-    journal._write(lambda database: database.set_trace_callback(None))
+
+    def steps() -> None:
+        known = journal.save(a_file())
+        journal.find(INBOX, known.name)
+        known = journal.save(replace(known, state=State.ACCEPTED, file_id="file-1", answer={}))
+        journal.known(ADDRESS, ["file-1"])
+        journal.knows_any(ADDRESS)
+        journal.accepted_before(TARGET, 5)
+        journal.last_accepted(TARGET)
+        journal.largest_accepted(TARGET)
+        journal.save(replace(known, state=State.DONE, finished_at=1.0))
+        journal.finished("0123456789ab")
+        journal.under_way()
+        journal.prune(0.0)
+
+    statements = traced(journal, steps)
     asked = [text for text in statements if text.startswith(("SELECT", "DELETE", "UPDATE"))]
-    assert len(asked) >= 8
+    assert len(asked) >= 14
     for text in asked:
-        plan = journal._ask(f"EXPLAIN QUERY PLAN {text}", ())
+        plan = journal._select(f"EXPLAIN QUERY PLAN {text}")
         scans = [row[3] for row in plan if row[3].startswith("SCAN") and "INDEX" not in row[3]]
         assert [scan for scan in scans if "delivery" in scan] == [], text

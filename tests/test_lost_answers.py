@@ -62,6 +62,8 @@ NOT_STORED = {
 }
 """The same from outside, but the service has nothing."""
 
+OTHER_TAG = "x-0123456789ab.jsonl"
+
 Make = Callable[..., Loop]
 
 
@@ -70,9 +72,9 @@ class SlowListing(StandIn):
 
     thinks_s = 0.0
 
-    def listed(self, limit: int) -> list[Stored]:
+    def listed(self, limit: int, after: str | None = None) -> tuple[list[Stored], bool]:
         self.closing.wait(self.thinks_s)
-        return super().listed(limit)
+        return super().listed(limit, after)
 
 
 @pytest.fixture(name="service")
@@ -188,9 +190,11 @@ def test_a_longer_window_waits_for_a_longer_lag(make: Make) -> None:
     assert told(loop) == {"unknown": 1, "recovered": 1}
 
 
-def test_a_full_listing_is_asked_for_in_full(make: Make) -> None:
-    """A hundred and fifty newer files hide it: a larger limit shows it."""
+@pytest.mark.parametrize("listing", [Listing(longest=2), Listing(longest=20), Listing(), Listing(pages=False)])
+def test_a_listing_is_read_to_its_end(make: Make, listing: Listing) -> None:
+    """A hundred and fifty newer files hide it: a later page shows it, or a larger limit."""
     loop = make()
+    loop.service.listing = listing
     lose(loop, LOST["502"])
     others = [somebody_elses(loop, name=f"{i}.jsonl", number=i) for i in range(150)]
     loop.service.stored.extend(others)
@@ -203,7 +207,7 @@ def test_a_full_listing_is_asked_for_in_full(make: Make) -> None:
 def test_a_listing_that_the_service_cuts_off_proves_no_absence(make: Make) -> None:
     """It shows a hundred at most, whatever is asked for: the file waits until it can be seen."""
     loop = make()
-    loop.service.listing = Listing(longest=100)
+    loop.service.listing = Listing(longest=100, pages=False)
     lose(loop, LOST["502"])
     others = [somebody_elses(loop, name=f"{i}.jsonl", number=i) for i in range(150)]
     loop.service.stored.extend(others)
@@ -298,7 +302,7 @@ def test_a_try_that_was_plainly_not_taken_is_not_counted(make: Make) -> None:
 
 
 def test_without_a_listing_a_file_is_sent_again_twice_at_most(make: Make) -> None:
-    """Then nobody can tell, and it waits; the listing that comes shows the first, and names the others."""
+    """Then it waits; the listing that comes shows the newest, which is adopted, and names the others."""
     loop = make()
     loop.service.listing = NO_LISTING
     loop.service.always = LOST["reset"]
@@ -308,9 +312,9 @@ def test_without_a_listing_a_file_is_sent_again_twice_at_most(make: Make) -> Non
     assert told(loop) == {"unknown": 3, "resent": 2, "undecided": 1}
     loop.service.listing = Listing()
     loop.run(900)
-    first, *others = [stored.id for stored in loop.service.stored]
-    assert sidecar(loop)["id"] == first
-    assert [e["orphans"] for e in loop.said("upload.recovered")] == [others]
+    *others, newest = [stored.id for stored in loop.service.stored]
+    assert sidecar(loop)["id"] == newest
+    assert [set(e["orphans"]) for e in loop.said("upload.recovered")] == [set(others)]
     assert loop.posts() == 3
     loop.twice = 2
 
@@ -331,29 +335,37 @@ def test_on_unknown_hold_sends_nothing_again_without_a_listing(make: Make) -> No
 # Others of its name.
 
 
-def test_somebody_elses_upload_of_the_same_name_and_size_makes_it_undecidable(make: Make) -> None:
-    """Two that match and one attempt: no id is taken on luck, and nothing is sent again."""
+@pytest.mark.parametrize("behaviour", [LOST["reset"], NOT_STORED["reset"]], ids=["stored", "not stored"])
+def test_somebody_elses_upload_of_the_same_name_and_size_is_never_taken(
+    make: Make, behaviour: Behaviour
+) -> None:
+    """It has no tag, or another one."""
     loop = make()
-    loop.service.script.append(LOST["reset"])
+    loop.service.script.append(behaviour)
+    path = loop.drop("a", "x.jsonl")
+    size = path.stat().st_size
+    others = [
+        somebody_elses(loop, name=name, size=size, number=i) for i, name in enumerate(("x.jsonl", OTHER_TAG))
+    ]
+    loop.service.stored.extend(others)
+    loop.look().run(60)
+    assert loop.done("a") == ["x.jsonl"]
+    assert sidecar(loop)["id"] not in {other.id for other in others}
+    assert told(loop) == {"unknown": 1, **({"recovered": 1} if behaviour.stores else {"resent": 1})}
+
+
+@pytest.mark.parametrize("behaviour", [LOST["reset"], NOT_STORED["reset"]], ids=["stored", "not stored"])
+def test_under_its_original_name_nothing_is_matched_by_likeness(make: Make, behaviour: Behaviour) -> None:
+    """An entry of its size may be it, or not: it is held until a person decides."""
+    loop = make(uploads=Uploads(remote_name=RemoteName.ORIGINAL))
+    loop.service.script.append(behaviour)
     path = loop.drop("a", "x.jsonl")
     loop.service.stored.append(somebody_elses(loop, name="x.jsonl", size=path.stat().st_size))
     loop.look().run(6 * 3600)
     assert loop.claims("a") == ["x.jsonl"]
     assert loop.posts() == 1
     assert told(loop) == {"unknown": 1, "undecided": 1}
-    (undecided,) = loop.said("upload.undecided")
-    assert set(undecided["candidates"]) == {stored.id for stored in loop.service.stored}
-
-
-def test_a_tagged_name_is_nobody_elses(make: Make) -> None:
-    """With the digest in the name the same case is clear."""
-    loop = make(uploads=Uploads(remote_name=RemoteName.TAGGED))
-    loop.service.script.append(LOST["reset"])
-    path = loop.drop("a", "x.jsonl")
-    loop.service.stored.append(somebody_elses(loop, name="x.jsonl", size=path.stat().st_size))
-    loop.look().run(60)
-    assert loop.done("a") == ["x.jsonl"]
-    assert told(loop) == {"unknown": 1, "recovered": 1}
+    assert [e["reason"] for e in loop.said("upload.undecided")] == ["unreadable_entry"]
 
 
 def test_an_older_upload_of_the_same_name_and_size_is_no_match(make: Make) -> None:
@@ -368,7 +380,7 @@ def test_an_older_upload_of_the_same_name_and_size_is_no_match(make: Make) -> No
 
 
 def test_two_inboxes_with_files_of_one_name_and_size_get_each_its_own_id(make: Make) -> None:
-    """The second waits until it is known what became of the first."""
+    """Each upload has the tag of its own claim: neither waits for the other."""
     loop = make("a", "b")
     loop.service.script.extend([LOST["reset"], LOST["502"]])
     loop.service.listing = Listing(lag_s=10)
@@ -381,7 +393,7 @@ def test_two_inboxes_with_files_of_one_name_and_size_get_each_its_own_id(make: M
 
 
 def test_an_id_that_was_taken_with_the_key_from_elsewhere_is_taken(make: Make) -> None:
-    """The key comes from a file now, and may be of the same account: its last upload matches no new one."""
+    """The key comes from a file now, and is of the same account: what the listing shows of it is proof."""
     loop = make()
     loop.drop("a", "x.jsonl")
     loop.look().run(2.5)

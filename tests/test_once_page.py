@@ -13,8 +13,8 @@ from sfwatch.once_page import Fate, Fates, OncePage, Speed
 from sfwatch.settings import Inbox
 
 EVALS = Inbox(Path("/in"), "evals", Path("/done"), Path("/failed"))
-A = {"inbox": "evals", "file": "a.jsonl", "size": 1000}
-B = {"inbox": "evals", "file": "b.jsonl", "size": 3000}
+A: dict[str, Any] = {"inbox": "evals", "file": "a.jsonl", "size": 1000}
+B: dict[str, Any] = {"inbox": "evals", "file": "b.jsonl", "size": 3000}
 
 
 def fates(*events: dict[str, Any]) -> Fates:
@@ -136,8 +136,8 @@ def test_bars() -> None:
     """One for all files and one for each that is under way; what they say is not said in lines as well."""
     paper = io.StringIO()
     it = page(paper, bars=True)
-    job = Job(Task.DELIVER, EVALS, "b.jsonl", 0.0, progress=Progress(sent=1500, started_at=10.0))
-    idle = Job(Task.DELIVER, EVALS, "c.jsonl", 0.0)
+    job = Job(Task.DELIVER, EVALS, "b.jsonl", 0.0, "claims", progress=Progress(sent=1500, started_at=10.0))
+    idle = Job(Task.DELIVER, EVALS, "c.jsonl", 0.0, "claims")
     it.watch(lambda: (job, idle), lambda: 20.0)
     log = it.log()
     log("file.seen", **A)

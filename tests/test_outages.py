@@ -45,17 +45,13 @@ OUTAGES = {
     "402": both("402", "balance"),
     "403 of the balance": Outage(NOT_STORED["403 balance"], HONEST, "balance"),
     "403": both("403", "forbidden"),
-    "403 for a rate limit": both("403 rate limit", "overloaded"),
     "404": both("404", "not_found"),
     "302": both("302", "redirect"),
-    "413 of a proxy": Outage(NOT_STORED["413 of a proxy"], HONEST, "overloaded"),
+    "413 of a proxy": Outage(NOT_STORED["413 of a proxy"], HONEST, "no_answers"),
     "certificate": both("certificate", "certificate"),
     "no connection": both("no connection", "unreachable"),
     "no name": both("no name", "name_resolution"),
     "proxy": both("proxy", "unreachable"),
-    "429": both("429", "overloaded"),
-    "429, and listings work": Outage(NOT_STORED["429"], HONEST, "overloaded"),
-    "429 and when": both("429 and when", "overloaded"),
     "500": both("500", "no_answers"),
     "500, and listings work": Outage(NOT_STORED["500"], HONEST, "no_answers"),
     "500, stored": Outage(STORED["stored, 500"], NOT_STORED["500"], "no_answers"),
@@ -85,6 +81,19 @@ def test_an_outage_moves_no_file_costs_few_requests_and_ends(world: World, outag
     assert world.said("target.resumed") == []
     recovers(world)
     assert len(world.said("target.held")) == len(world.said("target.resumed")) == 1
+
+
+@pytest.mark.parametrize("get", ["limited too", "honest"])
+@pytest.mark.parametrize("kind", ["403 rate limit", "429", "429 and when"])
+def test_a_rate_limit_of_hours_holds_nothing_and_costs_few_requests(world: World, kind: str, get: str) -> None:
+    """One request at a time goes out, after pauses that grow; no file waits longer for it than the others."""
+    world.remote.post = NOT_STORED[kind]
+    world.remote.get = NOT_STORED[kind] if get == "limited too" else HONEST
+    wait_in(world)
+    outlast(world)
+    assert ended(world) == 0
+    assert world.said("target.held") == []
+    recovers(world)
 
 
 @pytest.mark.parametrize("kind", ["no name", "no connection", "503 50505", "500", "silence"])
@@ -204,8 +213,9 @@ def outlast(world: World, *, bound: int = HELD_REQUESTS) -> None:
 def recovers(world: World) -> None:
     """All is mended: every file is done, and was stored once."""
     world.finish()
-    assert len(list(world.folder("a", "done").glob("*.jsonl"))) == FILES
-    assert len(world.remote.stored) == FILES
+    late = list(world.folder("a", "done").glob("late *.jsonl"))
+    assert len(list(world.folder("a", "done").glob("*.jsonl"))) == FILES + len(late)
+    assert len(world.remote.stored) == FILES + len(late)
 
 
 def ended(world: World) -> int:

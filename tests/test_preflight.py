@@ -50,6 +50,11 @@ def public(request: pytest.FixtureRequest) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+def claims_of(inbox: Inbox) -> str:
+    """The claims folder of a daemon there."""
+    return claim.own_folder(inbox.path, "0123456789abcdef", claim.Owner("m", "/var/lib/sfwatch", "j"))
+
+
 def tree(top: Path) -> dict[str, tuple[int, int, int, int]]:
     """All that is below a folder, with what a check could have changed of it."""
     found = {}
@@ -106,7 +111,7 @@ class TestTheWayOfAFile:
     def test_a_daemon_is_at_work_there(self, inbox: Inbox) -> None:
         """Its folder of claims is used and neither removed nor changed, nor is what lies there."""
         (inbox.path / "x.jsonl").write_bytes(GOOD)
-        claim.take(inbox.path, "0123456789abcdef", "x.jsonl")
+        claim.take(inbox.path, claims_of(inbox), "x.jsonl")
         before = tree(inbox.path.parent)
         assert worst(preflight.folders(inbox)) == {}
         assert tree(inbox.path.parent) == before
@@ -122,9 +127,10 @@ class TestTheWayOfAFile:
     def test_no_instance_takes_the_probe_for_claims(self, inbox: Inbox) -> None:
         """A daemon that starts meanwhile would adopt what another instance has left."""
         (inbox.path / "x.jsonl").write_bytes(GOOD)
-        claim.take(inbox.path, "0123456789abcdef", "x.jsonl")
+        folder = claims_of(inbox)
+        claim.take(inbox.path, folder, "x.jsonl")
         (inbox.path / ".sfwatch" / ".sfwatch-01234567.tmp").touch()
-        assert list(claim.foreign(inbox.path, "me")) == ["0123456789abcdef"]
+        assert claim.folders(inbox.path) == {folder: ["x.jsonl"]}
 
     def test_the_folder_of_claims_is_open_to_others(self, inbox: Inbox) -> None:
         """It is said with what to do, and nothing is moved."""

@@ -15,6 +15,7 @@ from test_metrics import busy
 
 from sfwatch import check, cli, exits, logs, metrics, record, status
 from sfwatch.check_page import JsonPage
+from sfwatch.delivery.recovery import WHY_UNDECIDED
 from sfwatch.lint import FileReport
 from sfwatch.verdict import Reason
 
@@ -115,12 +116,13 @@ def table_after(text: str) -> list[str]:
 
 def test_modules() -> None:
     """The map names every module, and gives the first sentence of its docstring."""
-    told = {code(row[0]): row[1] for row in table("| module | its rule |")}
-    modules = {path.stem: path for path in (ROOT / "sfwatch").glob("*.py") if path.stem != "__init__"}
-    assert told.keys() == modules.keys()
-    for name, rule in told.items():
-        docstring = ast.get_docstring(ast.parse(modules[name].read_text())) or ""
-        assert " ".join(docstring.split()).startswith(rule), name
+    told = {row[0].partition("](")[2].rstrip(")"): row for row in table("| module | its rule |")}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "sfwatch").rglob("*.py")}
+    assert told.keys() == {path for path in modules if not path.endswith("/__init__.py")}
+    for path, (name, rule) in told.items():
+        assert code(name) == Path(path).stem
+        docstring = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
+        assert " ".join(docstring.split()).startswith(rule), path
 
 
 def test_log_lines_are_real() -> None:
@@ -154,7 +156,7 @@ def test_targets() -> None:
 def test_every_module_has_tests() -> None:
     """Each module has a test file of its own name, or is tested with the loop, the delivery or the commands."""
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
-    modules = {path.stem for path in (ROOT / "sfwatch").glob("*.py")}
+    modules = {path.stem for path in (ROOT / "sfwatch").rglob("*.py")}
     assert modules - tested == {
         "__init__",
         "__main__",
@@ -177,7 +179,6 @@ def test_every_module_has_tests() -> None:
         "inboxes",
         "taken",
         "send",
-        "lost",
     }
 
 
@@ -209,6 +210,12 @@ def test_reasons_of_the_status() -> None:
     section = README.partition("## When my file is not taken")[2].partition("\n## ")[0]
     told = re.findall("`([a-z_]+)`", " ".join(re.findall(r"^- ((?:`[a-z_]+`(?:, )?)+)", section, re.MULTILINE)))
     assert set(told) == set(status.REASONS)
+
+
+def test_reasons_of_undecided_uploads() -> None:
+    """The README explains each reason of `upload.undecided`, and no other."""
+    rows = README.partition("- `unknown_outcome`")[2].partition("\n- ")[0]
+    assert re.findall(r"^  \| `([a-z_]+)` \| .+ \|$", rows, re.MULTILINE) == ["reason", *WHY_UNDECIDED]
 
 
 def test_metrics() -> None:

@@ -10,12 +10,12 @@ import pytest
 from loop import Loop, line
 from world import fill, needs_root, tmpfs
 
-from sfwatch import claim
 from sfwatch.core import Signalled
 from sfwatch.settings import Api, Config, Uploads
 from sfwatch.standin import Listing, StandIn, answering, storing_then_resetting
 
 REFUSED = answering(401, {"code": 20001, "message": "no"})
+DOUBTFUL = answering(400, {"code": 29999, "message": "no such purpose"})
 
 
 @pytest.fixture(name="loop")
@@ -441,7 +441,7 @@ def test_a_folder_that_nothing_needs_any_more_is_not_held(loop: Loop) -> None:
 def test_a_refusal_that_is_still_doubted_is_tried_under_the_new_settings(loop: Loop) -> None:
     """They may be what was at fault: nothing was accepted under the old ones."""
     loop.start()
-    loop.service.script.append(answering(400, {"code": 20012, "message": "no such purpose"}))
+    loop.service.script.append(DOUBTFUL)
     loop.drop("a", "x.jsonl")
     loop.look().run(5)
     assert loop.posts() == 1
@@ -452,7 +452,7 @@ def test_a_refusal_that_is_still_doubted_is_tried_under_the_new_settings(loop: L
 def test_a_refusal_that_is_still_doubted_goes_back_into_a_folder_that_is_let_go_of(loop: Loop) -> None:
     """Whoever dropped it finds it there, and nothing of it is left among the claims."""
     loop.start()
-    loop.service.script.append(answering(400, {"code": 20012, "message": "no such purpose"}))
+    loop.service.script.append(DOUBTFUL)
     path = loop.drop("a", "x.jsonl")
     loop.look().run(5)
     settings = loop.settings()
@@ -502,14 +502,14 @@ def test_a_claimed_marker_is_no_file_when_the_settings_know_no_markers_any_more(
     assert sorted(loop.claims("a")) == ["x.jsonl", "x.jsonl.ok"]
     assert not loop.said("file.failed")
     assert loop.posts() == 1
-    (loop.inbox_of("a") / ".sfwatch" / loop.daemon.journal.instance / "x.jsonl.ok").unlink()
+    (loop.inbox_of("a") / ".sfwatch" / loop.claims_folder("a") / "x.jsonl.ok").unlink()
 
 
 def test_a_claim_that_was_never_sent_goes_back_when_its_name_is_not_taken_any_more(loop: Loop) -> None:
     """The daemon was killed just after it had claimed the file, and the patterns were changed."""
     loop.start()
     path = loop.drop("a", "x.jsonl")
-    claim.take(loop.inbox_of("a"), loop.daemon.journal.instance, "x.jsonl")
+    loop.claim("a", "x.jsonl")
     loop.inbox = {"match": ("*.ndjson",)}
     loop.restart().run(60)
     assert path.exists()
@@ -526,4 +526,4 @@ def test_a_claimed_marker_is_no_lost_upload_after_the_journal_was_lost(loop: Loo
     assert [known.name for known in loop.daemon.journal.under_way()] == ["x.jsonl"]
     assert sorted(loop.claims("a")) == ["x.jsonl", "x.jsonl.ok"]
     assert loop.posts() == 1
-    (loop.inbox_of("a") / ".sfwatch" / loop.daemon.journal.instance / "x.jsonl.ok").unlink()
+    (loop.inbox_of("a") / ".sfwatch" / loop.claims_folder("a") / "x.jsonl.ok").unlink()

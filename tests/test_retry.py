@@ -180,12 +180,12 @@ def test_a_name_that_is_not_taken_any_more_is_refused(config: Config) -> None:
         again(config, "y.jsonl")
 
 
-def test_a_wish_that_is_said_twice_is_one(config: Config) -> None:
+def test_a_request_that_is_made_twice_is_one(config: Config) -> None:
     """Whoever is impatient does not pay for a third upload."""
     config.state_dir.mkdir()
     for _ in range(2):
-        retry.wish(config.state_dir, "a", "x.jsonl")
-    assert len(retry.wishes(config.state_dir)) == 1
+        retry.request(config.state_dir, "a", "x.jsonl")
+    assert len(retry.requests(config.state_dir)) == 1
 
 
 def test_reports_of_the_same_name_are_all_kept(config: Config) -> None:
@@ -281,28 +281,28 @@ def test_a_lost_upload_is_sent_again_on_request(loop: Loop) -> None:
     config = loop.settings()
     assert retry.claimed(config, "x.jsonl") == [("a", "x.jsonl")]
     assert retry.claimed(config, str(config.inboxes[0].path / "x.jsonl")) == [("a", "x.jsonl")]
-    retry.wish(config.state_dir, "a", "x.jsonl")
+    retry.request(config.state_dir, "a", "x.jsonl")
     loop.run(60)
     assert loop.done("a") == ["x.jsonl"]
-    assert retry.wishes(config.state_dir) == []
+    assert retry.requests(config.state_dir) == []
     loop.twice = 1
 
 
-def test_a_wish_waits_until_it_is_plain_that_nobody_can_tell(loop: Loop) -> None:
-    """As long as the listing may show it, it is not sent a second time; found, the wish is void."""
+def test_a_request_waits_until_it_is_certain_that_the_listing_does_not_tell(loop: Loop) -> None:
+    """As long as the listing may show it, it is not sent a second time; found, the request is void."""
     loop.start()
     loop.service.script.append(storing_then_resetting())
     loop.service.listing = Listing(lag_s=20.0)
     loop.drop("a", "x.jsonl")
     loop.look().run(3)
     assert loop.said("upload.unknown")
-    retry.wish(loop.settings().state_dir, "a", "x.jsonl")
+    retry.request(loop.settings().state_dir, "a", "x.jsonl")
     loop.look().run(120)
     assert loop.said("upload.recovered")
-    assert retry.wishes(loop.settings().state_dir) == []
+    assert retry.requests(loop.settings().state_dir) == []
 
 
-def test_a_wish_outlasts_a_restart(loop: Loop) -> None:
+def test_a_request_outlasts_a_restart(loop: Loop) -> None:
     """It is taken up by the daemon that comes next."""
     loop.service.listing = Listing(answer=answering(404, {}).answer)
     loop.uploads = loop.uploads.__class__(resend_limit=0)
@@ -310,27 +310,28 @@ def test_a_wish_outlasts_a_restart(loop: Loop) -> None:
     loop.service.script.append(storing_then_resetting())
     loop.drop("a", "x.jsonl")
     loop.look().run(600)
-    retry.wish(loop.settings().state_dir, "a", "x.jsonl")
+    retry.request(loop.settings().state_dir, "a", "x.jsonl")
     loop.restart().run(600)
     assert loop.done("a") == ["x.jsonl"]
     loop.twice = 1
 
 
-def test_one_wish_sends_a_lost_upload_once_again(loop: Loop) -> None:
-    """Is that answer lost as well, it takes another wish: the service may have stored each of them."""
+def test_one_request_sends_a_lost_upload_once_again(loop: Loop) -> None:
+    """Is that answer lost as well, it takes another request: the service may have stored each of them."""
     loop.service.listing = Listing(answer=answering(404, {}).answer)
     loop.uploads = loop.uploads.__class__(resend_limit=0)
     loop.start()
     loop.service.always = storing_then_resetting()
     loop.drop("a", "x.jsonl")
     loop.look().run(600)
-    retry.wish(loop.settings().state_dir, "a", "x.jsonl")
+    retry.request(loop.settings().state_dir, "a", "x.jsonl")
     loop.run(30)
     assert loop.posts() == 2
-    retry.wish(loop.settings().state_dir, "a", "x.jsonl")
+    retry.request(loop.settings().state_dir, "a", "x.jsonl")
     loop.look()
     assert loop.posts() == 2  # it is looked for first
-    retry.taken_back(*retry.wishes(loop.settings().state_dir))
+    for request in retry.requests(loop.settings().state_dir):
+        request.file.unlink()
     loop.run(3600)
     assert loop.posts() == 2
     assert len(loop.said("upload.undecided")) == 2

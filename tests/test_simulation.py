@@ -87,6 +87,7 @@ class Walk(RuleBasedStateMachine):
         on_unknown=st.sampled_from(OnUnknown),
         skew_s=st.sampled_from([0.0, 3.0, -90.0, 3600.0]),
         lag_s=st.sampled_from([0.0, 10.0, HONEST_LAG_S]),
+        uploads_named=st.sampled_from(["kept", "kept", "kept", "rewritten", "cut", "cut in the listing"]),
     )
     def begin(
         self,
@@ -97,12 +98,14 @@ class Walk(RuleBasedStateMachine):
         on_unknown: OnUnknown,
         skew_s: float,
         lag_s: float,
+        uploads_named: str,
     ) -> None:
         uploads = Uploads(concurrency=concurrency, remote_name=remote_name, on_unknown=on_unknown)
         self.world.close()
         self.world = World(names=("a", "b"), uploads=uploads)
         self.world.luck = luck
         self.world.remote.skew_s = skew_s
+        self.world.remote.names = uploads_named
         self.world.remote.lag_s = self.world.remote.usual_lag_s = lag_s
         self.world.start()
 
@@ -200,13 +203,33 @@ class Walk(RuleBasedStateMachine):
         self.world.heal()
         self.world.run(seconds)
 
-    @rule(lag_s=st.sampled_from([0.0, 10.0, HONEST_LAG_S, 120.0]), longest=st.sampled_from([2, 10_000]))
-    def listing(self, lag_s: float, longest: int) -> None:
-        self.world.remote.lag_s, self.world.remote.longest = lag_s, longest
+    @rule(
+        lag_s=st.sampled_from([0.0, 10.0, HONEST_LAG_S]),
+        page=st.sampled_from([1, 2, 3, 10_000]),
+        most=st.sampled_from([100, 10_000]),
+        after=st.sampled_from(["honoured", "honoured", "ignored", "empty"]),
+        has_more=st.sampled_from(["told", "untold", "always"]),
+        order=st.sampled_from(["newest", "oldest", "odd"]),
+    )
+    def listing(self, *, lag_s: float, page: int, most: int, after: str, has_more: str, order: str) -> None:
+        """Listings in pages of every manner; none of them may cost a second upload."""
+        remote = self.world.remote
+        if self.world.was_rolled_back:  # what was sent before is unknown: only a whole listing shows it
+            return
+        remote.lag_s, remote.page, remote.most = lag_s, page, most
+        remote.after, remote.has_more, remote.order = after, has_more, order
 
-    @rule(shows=st.booleans(), dates=st.booleans())
-    def no_listing(self, *, shows: bool, dates: bool) -> None:
-        self.world.remote.shows, self.world.remote.dates = shows, dates
+    @rule(shows=st.booleans())
+    def no_listing(self, *, shows: bool) -> None:
+        self.world.remote.shows = shows or self.world.was_rolled_back
+
+    @rule(seconds=st.sampled_from([-3600.0, -10.0, 10.0, 86400.0]), whose=st.sampled_from(["ours", "theirs"]))
+    def clock_steps(self, *, seconds: float, whose: str) -> None:
+        """No clock decides anything."""
+        if whose == "ours":
+            self.world.clock_s += seconds
+        else:
+            self.world.remote.skew_s += seconds
 
     @rule(key=st.sampled_from([KEY, "sk-another", None]))
     def key(self, key: str | None) -> None:
@@ -255,6 +278,25 @@ class Walk(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.world.restart()
+
+    @rule()
+    def state_folder_is_lost(self) -> None:
+        """The next instance adopts what the one before left claimed."""
+        self.world.lose_state()
+
+    @rule(restore=st.booleans())
+    def state_folder_is_rolled_back(self, *, restore: bool) -> None:
+        """What was sent since then is found by its tag, if names have one and the listing is whole."""
+        if self.world.uploads.remote_name is not RemoteName.TAGGED or self.world.remote.names.startswith("cut"):
+            return
+        self.world.restore_state() if restore else self.world.back_up_state()
+
+    @precondition(lambda self: self.world.is_good)
+    @rule(name=names, which=some)
+    def another_instance_uploads(self, name: str, which: int) -> None:
+        """The same bytes under the same name, on the same account."""
+        content = sorted(self.world.contents)
+        self.world.remote.store_for_another(name, self.world.contents[content[which % len(content)]])
 
     @rule(when=st.sampled_from(["before", "after"]), kind=st.sampled_from(["honest", *sorted(STORED)]))
     def crash_while_sending(self, when: str, kind: str) -> None:

@@ -125,18 +125,6 @@ class TestWhatItSays:
         loop.withdraw("a", "busy.jsonl")
         loop.look()
 
-    def test_a_name_that_is_being_sent_from_another_inbox(self, make: Make) -> None:
-        """The second one waits for the first, since nobody could tell their uploads apart."""
-        loop = make("a", "b").start()
-        loop.pool.holds = True
-        loop.drop("a", "x.jsonl")
-        loop.drop("b", "x.jsonl")
-        loop.look().run(3)
-        group = only(loop)
-        assert (group.inbox, group.reason) == ("b", "namesake")
-        loop.pool.holds = False
-        loop.pool.release()
-
     def test_a_held_target(self, make: Make) -> None:
         """Reason, since when, and when it is asked next; its files wait as held."""
         loop = make()

@@ -209,7 +209,9 @@ class TestThePage:
                 status.Inbox("nightly", "/x" * 60, "/d", "/f", lost=status.Lost("missing", "/x is not there")),
             ),
             targets=(
-                status.Target("api.example/v1 (file /k)", ("evals",), 0, 4, "balance", "top it up", old, NOW),
+                status.Target(
+                    "api.example/v1 (file /k)", ("evals",), 0, 4, None, "balance", "top it up", old, NOW
+                ),
             ),
             folders=(status.Folder("/srv/done", "no_space", "full", old, NOW + timedelta(minutes=2)),),
             under_way=tuple(

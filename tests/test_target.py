@@ -16,14 +16,18 @@ from sfwatch.target import (
     after_not_now,
     after_other,
     after_probe,
+    after_rate_limited,
     after_refused,
     after_unknown,
     forget_tried,
     forgotten,
     held_reason,
+    look_started,
+    may_look,
     may_try,
     next_at,
     probing,
+    refused_alike,
     refuses_all,
     reloaded,
     room,
@@ -38,30 +42,30 @@ def fault(t: Target, file: str | None, now: float = 0.0) -> Target:
     return after_account_fault(t, file, "unauthorized", "key is invalid", now, 0.0)
 
 
-def not_now(
-    t: Target,
-    file: str,
-    now: float = 0.0,
-    *,
-    unreachable: bool = False,
-    slows: bool = False,
-    retry_after_s: float | None = None,
+def not_now(t: Target, file: str, *, unreachable: bool = False, retry_after_s: float | None = None) -> Target:
+    return after_not_now(t, file, "closed", 0.0, 0.0, unreachable=unreachable, retry_after_s=retry_after_s)
+
+
+def unknown(t: Target, file: str) -> Target:
+    return after_unknown(t, file, "502", 0.0, 0.0)
+
+
+def refused(
+    t: Target, file: str, words: str = "400", *, suspect: bool = False, untried: bool = False
 ) -> Target:
-    return after_not_now(
-        t, file, "reset", "closed", now, 0.0, unreachable=unreachable, slows=slows, retry_after_s=retry_after_s
-    )
+    return after_refused(t, file, words, 0.0, 0.0, suspect=suspect, untried=untried)
 
 
-def unknown(t: Target, file: str, now: float = 0.0) -> Target:
-    return after_unknown(t, file, "server_error", "502", now, 0.0)
+def limited(t: Target, file: str | None = "a", now: float = 0.0, retry_after_s: float | None = None) -> Target:
+    return after_rate_limited(t, file, now, retry_after_s)
 
 
 def probed(t: Target, *, passed: bool, now: float = 0.0) -> Target:
-    return after_probe(probing(t), passed=passed, reason="unauthorized", detail="still", now=now, luck=0.0)
+    return after_probe(probing(t), passed=passed, detail="still", now=now, luck=0.0)
 
 
 def trying(t: Target, file: str) -> Target:
-    return started(probed(t, passed=True), file, 0.0)
+    return started(probed(t, passed=True), file, 1.0)
 
 
 def stage(t: Target) -> Stage | None:
@@ -73,42 +77,79 @@ def pause(t: Target) -> float:
     return t.hold.pause_s
 
 
-# ── room and pace ──────────────────────────────────────────────────────────────────────────────────────────
+# ── room and intervals ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_fresh_target_takes_as_many_as_configured() -> None:
     """Nothing is held against a target that was never tried."""
     assert [room(FRESH, under_way, 0.0) for under_way in (0, 3, 4, 9)] == [4, 1, 0, 0]
+    assert room(FRESH, 0, 0.0, looking=True) == 4
     assert next_at(FRESH) is None
 
 
-def test_a_rate_limit_halves_the_pace_and_acceptances_restore_it() -> None:
-    """Down by half, never below one; up by about one a round, never above the concurrency."""
-    slow = not_now(FRESH, "a", slows=True)
-    assert slow.pace == 2
-    slow = not_now(not_now(slow, "a", slows=True), "a", slows=True)
-    assert slow.pace == 1
-    quick = slow
-    for _ in range(20):
-        quick = after_accepted(quick, "a", 0.0)
-    assert quick.pace == 4
-    assert after_accepted(slow, "a", 0.0).pace == 2
+def test_rate_limits_double_the_interval_and_acceptances_shorten_it() -> None:
+    """From 0.25 s to the longest pause; below 0.1 s it ends. Retry-After puts off the next start alone."""
+    t, seen = FRESH, list[float]()
+    for _ in range(12):
+        t = limited(t)
+        seen.append(t.interval_s)
+    assert seen == [min(0.25 * 2**n, 300.0) for n in range(12)]
+    for retry_after_s, next_start in ((0.1, 0.25), (60.0, 60.0), (1e9, 300.0)):
+        asked = limited(FRESH, retry_after_s=retry_after_s)
+        assert (asked.interval_s, asked.next_start) == (0.25, next_start)
+    quick = after_accepted(limited(FRESH), "b", 0.0)
+    assert quick.interval_s == pytest.approx(0.225)
+    for _ in range(8):
+        quick = after_accepted(quick, "b", 0.0)
+    assert (quick.interval_s, room(quick, 0, 0.0)) == (0.0, 4)
+    assert (held_reason(limited(limited(limited(FRESH, "a"), "b"), "c")), t.failing) == (None, ())
 
 
-def test_retry_after_of_a_rate_limit_stops_new_uploads() -> None:
-    """Nothing starts before the time that the service asked for, within the longest pause."""
-    slow = not_now(FRESH, "a", now=10.0, slows=True, retry_after_s=60.0)
-    assert (room(slow, 0, 69.9), room(slow, 0, 70.0)) == (0, 2)
-    assert next_at(slow, 10.0) == 70.0
-    assert next_at(slow, 70.0) is None
-    assert not_now(FRESH, "a", now=10.0, slows=True, retry_after_s=1e9).not_before == 310.0
+def test_in_an_interval_one_request_goes_at_a_time() -> None:
+    """Starts of any kind, uploads and look-ups in turn, lie an interval apart."""
+    t = limited(FRESH, now=10.0, retry_after_s=2.0)
+    assert (room(t, 0, 11.9), room(t, 0, 12.0), next_at(t, 11.9), next_at(t, 12.0)) == (0, 1, 12.0, None)
+    assert (room(t, 1, 12.0), room(t, 0, 12.0, looking=True)) == (0, 0)
+    assert may_look(t, 12.0, looking=False, uploading=0)
+    assert not may_look(t, 11.9, looking=False, uploading=0)
+    assert not may_look(t, 12.0, looking=False, uploading=1)
+    assert not may_look(t, 12.0, looking=True, uploading=0)
+    for after, looked in ((started(t, "b", 12.5), False), (look_started(t, 12.5), True)):
+        assert (after.next_start, after.looked_last, room(after, 0, 12.7)) == (12.75, looked, 0)
 
 
-def test_the_pace_stays_within_new_settings() -> None:
-    """A reload changes the bound; a target that was never slowed uses the whole of it."""
-    assert reloaded(FRESH, 0.0, concurrency=8, first_s=1, longest_s=9).pace == 8
-    assert reloaded(not_now(FRESH, "a", slows=True), 0.0, concurrency=8, first_s=1, longest_s=9).pace == 2
-    assert reloaded(FRESH, 0.0, concurrency=2, first_s=1, longest_s=9).pace == 2
+def test_in_an_interval_a_hold_asks_with_files() -> None:
+    """A probe would take the place of the file: after the pause a trial is due."""
+    t = limited(fault(FRESH, "a"), "s")
+    assert (next_at(t), wants_probe(t, 0.5), room(t, 0, 0.4), room(t, 0, 0.5)) == (0.5, False, 0, 1)
+    assert may_look(t, 0.5, looking=False, uploading=0)
+    assert stage(started(t, "b", 0.5)) is Stage.TRYING
+
+
+def test_a_rate_limit_does_not_lengthen_a_hold() -> None:
+    """That of a trial or a probe tells nothing of what the hold is for: the next trial is due."""
+    held = fault(FRESH, "a")
+    asked = after_probe(limited(probing(held), None), passed=True, detail="", now=0.0, luck=0.0)
+    for t in (limited(trying(held, "b"), "b"), asked):
+        assert (stage(t), pause(t), t.interval_s, t.asking) == (Stage.TRIAL_DUE, 0.5, 0.25, False)
+        assert (room(t, 0, 1.0), room(t, 1, 1.0)) == (1, 0)
+
+
+def test_a_reload_keeps_the_interval_within_the_new_bound() -> None:
+    """The service has not been reloaded."""
+    t = limited(replace(FRESH, interval_s=10.0), now=5.0, retry_after_s=60.0)
+    again = reloaded(t, 6.0, concurrency=8, first_s=1.0, longest_s=9.0)
+    assert (t.interval_s, again.interval_s, again.next_start, again.concurrency) == (20.0, 9.0, 65.0, 8)
+
+
+def test_look_ups_are_not_stopped_by_a_hold() -> None:
+    """But in its pauses the probe is the look-up."""
+    held = fault(FRESH, "a")
+    due = probed(held, passed=True)
+    states = (FRESH, held, probing(held), due, started(due, "b", 1.0))
+    may = [may_look(t, 0.4, looking=False, uploading=3) for t in states]
+    assert may == [True, False, False, True, True]
+    assert not may_look(FRESH, 0.0, looking=True, uploading=0)
 
 
 # ── beginning to hold ──────────────────────────────────────────────────────────────────────────────────────
@@ -155,7 +196,7 @@ def test_an_acceptance_or_a_refusal_breaks_the_row() -> None:
     """A service that accepts, or looks into a file, is not overloaded."""
     two = not_now(not_now(FRESH, "a"), "b")
     assert held_reason(not_now(after_accepted(two, "x", 0.0), "c")) is None
-    assert held_reason(not_now(after_refused(two, "x", "400", 0.0), "c")) is None
+    assert held_reason(not_now(refused(two, "x"), "c")) is None
     assert held_reason(not_now(two, "c")) == "overloaded"
 
 
@@ -168,35 +209,34 @@ def test_lost_answers_in_a_row_hold() -> None:
 
 
 def test_three_files_refused_alike_hold() -> None:
-    """Before the first acceptance it may be the request's fault: nothing is condemned in bulk."""
-    t = after_refused(after_refused(FRESH, "a", "400", 0.0), "b", "400", 0.0)
-    assert held_reason(after_refused(t, "b", "400", 0.0)) is None
-    assert held_reason(after_refused(t, "c", "413", 0.0)) is None
-    held = after_refused(t, "c", "400", 0.0)
+    """In the same words, none accepted between: then it may be the account, and nothing is rejected in bulk."""
+    t = refused(refused(after_accepted(FRESH, "x", 0.0), "a"), "b")
+    assert [held_reason(refused(t, *more)) for more in (("b",), ("c", "413"))] == [None, None]
+    assert held_reason(refused(after_accepted(t, "x", 0.0), "c")) is None
+    held = refused(t, "c")
     assert held_reason(held) == "refuses_all"
-    assert refuses_all(held, "400")
-    assert not refuses_all(held, "413")
-    assert [file for file, _ in held.refused] == ["a", "b", "c"]
+    assert (refuses_all(held, "400"), refuses_all(held, "413")) == (True, False)
+    assert (refused_alike(held, "400"), refused_alike(held, "413")) == (3, 0)
     assert [may_try(held, file) for file in "abcd"] == [False, False, False, True]
 
 
-def test_a_refused_trial_prolongs_a_hold_for_refusals() -> None:
-    """While everything is refused, each probe costs one more file's trial, not the whole folder's."""
+def test_suspects_do_not_hold() -> None:
+    """Files that were refused so before the last acceptance tell nothing new, however many."""
     t = FRESH
-    for file in "abc":
-        t = after_refused(t, file, "400", 0.0)
-    again = after_refused(trying(t, "d"), "d", "400", 5.0)
-    assert (stage(again), held_reason(again)) == (Stage.WAITING, "refuses_all")
-    assert pause(again) > pause(t)
-
-
-def test_refusals_after_an_acceptance_never_hold() -> None:
-    """A service that accepts files may refuse any number of others."""
-    t = after_accepted(FRESH, "x", 0.0)
     for number in range(100):
-        t = after_refused(t, number, "400", 0.0)
-    assert t.hold is None
-    assert t.refused == ()
+        t = refused(t, f"{number}", suspect=True)
+    t = refused(refused(t, "a"), "b")
+    assert (held_reason(t), refused_alike(t, "400")) == (None, 32)
+    assert held_reason(refused(t, "c")) == "refuses_all"
+
+
+def test_refused_trials_prolong_a_hold() -> None:
+    """Once three files were refused, in whatever words, each probe costs one file's trial."""
+    t = refused(refused(refused(FRESH, "a"), "b"), "c")
+    for n in range(2, 12):
+        t = refused(trying(t, f"{n}"), f"{n}", f"400 {n}", suspect=n % 2 == 0, untried=n < 9)
+        assert (stage(t), held_reason(t)) == (Stage.WAITING, "refuses_all")
+        assert pause(t) == min(2 ** (n - 1), 60 if n < 9 else 300) / 2
 
 
 # ── ending a hold ──────────────────────────────────────────────────────────────────────────────────────────
@@ -210,12 +250,13 @@ def test_a_hold_goes_through_probe_and_trial() -> None:
     assert (stage(asked), wants_probe(asked, 9.0), room(asked, 0, 9.0), next_at(asked)) == (
         Stage.PROBING, False, 0, None,
     )  # fmt: skip
-    due = after_probe(asked, passed=True, reason="", detail="", now=1.0, luck=0.0)
-    assert (stage(due), room(due, 0, 1.0), room(due, 4, 1.0)) == (Stage.TRIAL_DUE, 1, 0)
-    tried = started(due, "b", 1.0)
-    assert (stage(tried), room(tried, 0, 1.0), next_at(tried)) == (Stage.TRYING, 0, None)
+    due = after_probe(asked, passed=True, detail="", now=1.0, luck=0.0)
+    assert (stage(due), room(due, 0, 1.9), next_at(due, 1.9)) == (Stage.TRIAL_DUE, 0, 2.0)
+    assert (room(due, 0, 2.0), room(due, 4, 2.0), next_at(due, 2.0)) == (1, 0, None)
+    tried = started(due, "b", 2.0)
+    assert (stage(tried), room(tried, 0, 2.0), next_at(tried)) == (Stage.TRYING, 0, None)
     free = after_accepted(tried, "b", 2.0)
-    assert (free.hold, free.accepted, room(free, 0, 2.0)) == (None, 1, 4)
+    assert (free.hold, room(free, 0, 2.0)) == (None, 4)
 
 
 def test_pauses_grow_until_an_acceptance() -> None:
@@ -237,22 +278,29 @@ def test_a_failed_trial_waits_longer() -> None:
     for failed in (fault(t, "b"), not_now(t, "b"), not_now(t, "b", unreachable=True), unknown(t, "b")):
         assert (stage(failed), pause(failed)) == (Stage.WAITING, 1.0)
         assert not may_try(failed, "b")
-    assert held_reason(unknown(t, "b")) == "server_error"
+
+
+def test_one_outage_has_one_reason() -> None:
+    """From its beginning to its end; the detail is that of the latest probe or trial."""
+    t = not_now(trying(fault(FRESH, "a"), "b"), "b", unreachable=True)
+    assert t.hold is not None
+    assert (t.hold.reason, t.hold.detail) == ("unauthorized", "closed")
+    t = probed(t, passed=False)
+    assert t.hold is not None
+    assert (t.hold.reason, t.hold.detail) == ("unauthorized", "still")
 
 
 def test_retry_after_prolongs_a_hold() -> None:
     """The service's wish is honoured by probes too."""
     assert pause(not_now(FRESH, "a", unreachable=True, retry_after_s=60.0)) == 60.0
-    t = after_probe(
-        probing(fault(FRESH, "a")), passed=False, reason="r", detail="", now=0, luck=0, retry_after_s=1e9
-    )
+    t = after_probe(probing(fault(FRESH, "a")), passed=False, detail="", now=0.0, luck=0.0, retry_after_s=1e9)
     assert pause(t) == 300.0
 
 
 def test_a_trial_that_says_nothing_passes_its_turn_on() -> None:
     """Refused for itself, or changed on the way: the next file tries at once."""
     t = trying(fault(FRESH, "a"), "b")
-    for passed_on in (after_other(t, "b", 0.0), after_refused(t, "b", "400", 0.0)):
+    for passed_on in (after_other(t, "b", 0.0), refused(t, "b")):
         assert (stage(passed_on), may_try(passed_on, "b"), may_try(passed_on, "c")) == (
             Stage.TRIAL_DUE,
             False,
@@ -284,7 +332,7 @@ def test_stragglers_failures_change_nothing() -> None:
             after_other(t, "s", 0.0),
         ):
             assert late.hold == t.hold
-        assert after_refused(t, "s", "400", 0.0).hold == t.hold
+        assert refused(t, "s").hold == t.hold
 
 
 def test_a_stragglers_acceptance_ends_the_hold() -> None:
@@ -298,7 +346,7 @@ def test_a_late_probe_changes_nothing() -> None:
     """A probe's answer after the hold ended is of no interest."""
     free = after_accepted(fault(FRESH, "a"), "s", 0.0)
     late = after_accepted(probing(fault(FRESH, "a")), "s", 0.0)
-    assert after_probe(late, passed=False, reason="r", detail="", now=0.0, luck=0.0) == free
+    assert after_probe(late, passed=False, detail="", now=0.0, luck=0.0) == free
     assert probing(free) == free
 
 
@@ -308,7 +356,7 @@ def test_a_hold_waits_for_the_probe_of_the_one_before() -> None:
     again = fault(after_accepted(asked, "b", 100.0), "c", now=100.0)
     assert not wants_probe(again, 200.0)
     assert next_at(again, 200.0) is None
-    back = after_probe(again, passed=True, reason="", detail="", now=200.0, luck=0.0)
+    back = after_probe(again, passed=True, detail="", now=200.0, luck=0.0)
     assert back.hold == again.hold, "the answer is older than this hold"
     assert wants_probe(back, 200.0)
 
@@ -317,9 +365,6 @@ def test_a_reload_probes_at_once() -> None:
     """New settings may mend what was wrong."""
     held = fault(FRESH, "a", now=100.0)
     assert wants_probe(reloaded(held, 100.0, concurrency=4, first_s=1.0, longest_s=300.0), 100.0)
-    assert (
-        reloaded(after_accepted(FRESH, "a", 0.0), 0.0, concurrency=4, first_s=1.0, longest_s=9.0).accepted == 0
-    )
 
 
 # ── charging a file ────────────────────────────────────────────────────────────────────────────────────────
@@ -361,14 +406,14 @@ def test_a_long_outage_costs_few_requests(luck: float, listing_works: bool) -> N
         now = next_at(t, now) or math.inf
         assert wants_probe(t, now)
         probes.append(now)
-        t = after_probe(probing(t), passed=listing_works, reason="unauthorized", detail="", now=now, luck=luck)
+        t = after_probe(probing(t), passed=listing_works, detail="", now=now, luck=luck)
         if listing_works:
-            file = f"file-{len(probes)}"
+            file, now = f"file-{len(probes)}", now + 1.0
             t = after_account_fault(started(t, file, now), file, "balance", "empty", now, luck)
     hours = [sum(hour * 3600 <= at < (hour + 1) * 3600 for at in probes) for hour in range(24)]
     assert hours[0] <= 35
     assert max(hours[1:]) <= 24
-    assert min(hours) >= 12
+    assert min(hours) >= 11
 
 
 class Walk(RuleBasedStateMachine):
@@ -380,8 +425,7 @@ class Walk(RuleBasedStateMachine):
         self.now = 1000.0
         self.under_way: set[int] = set()
         self.trials: set[int] = set()
-        self.probe_out = False
-        self.next_file = 0
+        self.probe_out = self.looking = False
 
     def end(self, t: Target, file: int) -> None:
         self.under_way.discard(file)
@@ -395,18 +439,32 @@ class Walk(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
-    @precondition(lambda self: room(self.t, len(self.under_way), self.now) > 0)
+    def room(self) -> int:
+        return room(self.t, len(self.under_way), self.now, looking=self.looking)
+
+    @precondition(lambda self: self.room() > 0)
     @rule(data=st.data())
     def start(self, data: st.DataObject) -> None:
         file = data.draw(st.integers(0, 5))
         if file in self.under_way:
             return
+        assert not self.t.interval_s or not (self.under_way or self.looking or self.probe_out)
         if not may_try(self.t, file):
             self.t = forget_tried(self.t)
         if self.t.hold:
             self.trials = {file}
         self.under_way.add(file)
         self.t = started(self.t, file, self.now)
+
+    @rule(limited=st.booleans())
+    def look(self, limited: bool) -> None:  # noqa: FBT001
+        if self.looking:
+            self.looking = False
+            self.t = after_rate_limited(self.t, None, self.now, 3.0) if limited else self.t
+        elif may_look(self.t, self.now, looking=False, uploading=len(self.under_way)):
+            assert not self.t.interval_s or not (self.under_way or self.probe_out)
+            self.looking = True
+            self.t = look_started(self.t, self.now)
 
     @precondition(lambda self: wants_probe(self.t, self.now))
     @rule()
@@ -419,7 +477,7 @@ class Walk(RuleBasedStateMachine):
     @rule(passed=st.booleans(), luck=st.floats(0, 0.99))
     def probe_ends(self, passed: bool, luck: float) -> None:  # noqa: FBT001
         self.probe_out = False
-        self.t = after_probe(self.t, passed=passed, reason="r", detail="", now=self.now, luck=luck)
+        self.t = after_probe(self.t, passed=passed, detail="", now=self.now, luck=luck)
 
     @precondition(lambda self: self.under_way)
     @rule(data=st.data())
@@ -427,7 +485,6 @@ class Walk(RuleBasedStateMachine):
         file = self.one(data)
         self.end(after_accepted(self.t, file, self.now), file)
         assert self.t.hold is None
-        assert self.t.accepted > 0
         self.trials = set()
 
     @precondition(lambda self: self.under_way)
@@ -440,56 +497,50 @@ class Walk(RuleBasedStateMachine):
 
     @precondition(lambda self: self.under_way)
     @rule(
-        data=st.data(),
-        luck=st.floats(0, 0.99),
-        unreachable=st.booleans(),
-        slows=st.booleans(),
-        retry=st.none() | st.floats(0, 1e6),
+        data=st.data(), luck=st.floats(0, 0.99), unreachable=st.booleans(), retry=st.none() | st.floats(0, 1e6)
     )
-    def fails_not_now(
-        self,
-        data: st.DataObject,
-        luck: float,
-        unreachable: bool,  # noqa: FBT001
-        slows: bool,  # noqa: FBT001
-        retry: float | None,
-    ) -> None:
-        file, pace = self.one(data), self.t.pace
-        t = after_not_now(
-            self.t, file, "r", "", self.now, luck, unreachable=unreachable, slows=slows, retry_after_s=retry
-        )
+    def fails_not_now(self, data: st.DataObject, luck: float, unreachable: bool, retry: float | None) -> None:  # noqa: FBT001
+        file = self.one(data)
+        t = after_not_now(self.t, file, "", self.now, luck, unreachable=unreachable, retry_after_s=retry)
         self.end(t, file)
         assert t.hold is not None or not unreachable
-        assert t.pace == (max(1, pace / 2) if slows else pace)
+
+    @precondition(lambda self: self.under_way)
+    @rule(data=st.data(), retry=st.none() | st.floats(0, 1e6))
+    def rate_limited(self, data: st.DataObject, retry: float | None) -> None:
+        file, held = self.one(data), held_reason(self.t)
+        self.end(after_rate_limited(self.t, file, self.now, retry), file)
+        assert held_reason(self.t) == held
 
     @precondition(lambda self: self.under_way)
     @rule(
         data=st.data(),
         how=st.sampled_from(["unknown", "refused", "other", "gone"]),
-        alike=st.sampled_from("xy"),
+        words=st.sampled_from("xy"),
+        suspect=st.booleans(),
     )
-    def ends_otherwise(self, data: st.DataObject, how: str, alike: str) -> None:
-        file = self.one(data)
-        held = held_reason(self.t)
+    def ends_otherwise(self, data: st.DataObject, how: str, words: str, suspect: bool) -> None:  # noqa: FBT001
+        file, held = self.one(data), held_reason(self.t)
         t = {
-            "unknown": after_unknown(self.t, file, "server_error", "", self.now, 0.5),
-            "refused": after_refused(self.t, file, alike, self.now),
+            "unknown": after_unknown(self.t, file, "", self.now, 0.5),
+            "refused": after_refused(self.t, file, words, self.now, 0.5, suspect=suspect, untried=True),
             "other": after_other(self.t, file, self.now),
             "gone": forgotten(after_other(self.t, file, self.now), file),
         }[how]
         self.end(t, file)
         assert t.hold is not None or held is None, "only an acceptance ends a hold"
+        assert held in {None, held_reason(t)}, "one outage has one reason"
 
     @rule()
     def reload(self) -> None:
         self.t = reloaded(self.t, self.now, concurrency=3, first_s=1.0, longest_s=60.0)
 
     @invariant()
-    def pace_is_bounded(self) -> None:
-        """One to the concurrency, and no more uploads than that."""
-        assert 1 <= self.t.pace <= 3
+    def starts_are_bounded(self) -> None:
+        """No more uploads than configured, and an interval within its bounds."""
         assert len(self.under_way) <= 3
-        assert room(self.t, len(self.under_way), self.now) + len(self.under_way) <= 3
+        assert self.room() + len(self.under_way) <= 3
+        assert self.t.interval_s == 0 or 0.1 <= self.t.interval_s <= 60.0
 
     @invariant()
     def a_held_target_has_one_question_out(self) -> None:
@@ -498,7 +549,7 @@ class Walk(RuleBasedStateMachine):
         if self.t.hold is None:
             return
         assert (self.t.hold.stage is Stage.TRYING) == (self.t.hold.trial is not None)
-        assert room(self.t, 0, self.now) <= 1
+        assert self.room() <= 1
         assert self.t.hold.stage is not Stage.TRYING or self.t.hold.trial in self.under_way
         assert 0.5 <= self.t.hold.pause_s <= 60.0
 
@@ -506,8 +557,8 @@ class Walk(RuleBasedStateMachine):
     def something_goes_on(self) -> None:
         """There is a deadline, an answer awaited, or room for a file: no state is the end."""
         deadline = next_at(self.t, self.now)
-        waits_for_answer = self.probe_out or bool(self.under_way)
-        assert deadline is not None or waits_for_answer or room(self.t, len(self.under_way), self.now) > 0
+        waits_for_answer = self.probe_out or self.looking or bool(self.under_way)
+        assert deadline is not None or waits_for_answer or self.room() > 0
         if deadline is not None and deadline <= self.now:
             assert wants_probe(self.t, self.now), "a deadline in the past has something to do"
 
@@ -526,5 +577,5 @@ def test_values_are_never_changed() -> None:
     """Every transition makes a new value; the old one is as it was."""
     before = replace(FRESH)
     fault(FRESH, "a")
-    not_now(FRESH, "a", slows=True)
+    limited(FRESH)
     assert before == FRESH

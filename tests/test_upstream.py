@@ -1,4 +1,4 @@
-"""One target as the main thread sees it: slots, names in use, and holds that are said once."""
+"""One target as the main thread sees it: slots, and holds that are reported once."""
 
 import itertools
 import json
@@ -33,6 +33,7 @@ def service(*inboxes: str, concurrency: int = 4) -> tuple[Service, list[dict[str
         clock=lambda: 0.0,
         wall=lambda: 0.0,
         stop=lambda: False,
+        sleep=lambda _: None,
     )
     return Service(tools, Target(concurrency), deque(inboxes or ("a",))), said
 
@@ -70,7 +71,7 @@ def test_one_slot_is_left_to_other_inboxes_where_there_are_others_and_slots(
     it, _ = service(*inboxes, concurrency=concurrency)
     started = 0
     while it.room_for("a", 0.0):
-        it.start(("a", str(started)), f"{started}.jsonl", 0.0)
+        it.start(("a", str(started)), 0.0)
         started += 1
     assert started == most
     assert it.room_for("b", 0.0) == (most < concurrency)
@@ -80,16 +81,16 @@ def fill(it: Service, inbox: str = "a") -> int:
     """Start files of this inbox as long as there is room; return how many."""
     before = len(it.under_way)
     while it.room_for(inbox, 0.0):
-        it.start((inbox, f"{next(NUMBERS)}.jsonl"), None, 0.0)
+        it.start((inbox, f"{next(NUMBERS)}.jsonl"), 0.0)
     return len(it.under_way) - before
 
 
 def test_files_are_made_ready_ahead_of_their_turn() -> None:
-    """One for every four uploads at once; not while a rate limit or a hold lets fewer go."""
+    """One for every four uploads at once; none ahead while a rate limit or a hold lets fewer go."""
     assert fill(service(concurrency=8)[0]) == 8 + 2
     slowed, _ = service(concurrency=8)
-    slowed.state = replace(slowed.state, pace=4.0)
-    assert fill(slowed) == 4
+    slowed.state = replace(slowed.state, interval_s=0.25)
+    assert fill(slowed) == 1
     held, _ = service(concurrency=8)
     held.change(rules.after_account_fault(held.state, None, *HOLD, now=0, luck=0.5), 0, waiting=1)
     assert fill(held) == 0
@@ -99,34 +100,9 @@ def test_what_is_accepted_makes_room_while_it_is_filed_away() -> None:
     """As far as there are workers: no more than twice as many files as uploads at once are under way."""
     it, _ = service(concurrency=3)
     assert fill(it) == 3
-    it.accepted |= it.under_way.keys()
+    it.accepted |= it.under_way
     assert fill(it) == 3
-    it.accepted |= it.under_way.keys()
+    it.accepted |= it.under_way
     assert fill(it) == 0
-    assert it.end(next(iter(it.under_way))) == []
+    it.end(next(iter(it.under_way)))
     assert fill(it) == 1
-
-
-def test_a_file_whose_remote_name_is_in_use_waits_for_that_one_alone() -> None:
-    """It is handed back when the name is free; tagged names never clash."""
-    it, _ = service("a", "b")
-    it.start(("a", "x"), "x.jsonl", 0.0)
-    assert it.blocks(("b", "x"), "x.jsonl")
-    assert not it.blocks(("b", "y"), "y.jsonl")
-    assert not it.blocks(("b", "z"), None)
-    assert it.end(("b", "y")) == []
-    assert it.end(("a", "x")) == [("b", "x")]
-    assert it.end(("a", "x")) == []
-
-
-def test_a_name_stays_taken_until_the_attempt_is_settled() -> None:
-    """A lost answer keeps files of its remote name set aside, without anybody reading them again and again."""
-    one, other = ("a", "x.jsonl"), ("b", "x.jsonl")
-    it, _ = service("a", "b")
-    it.start(one, "x.jsonl", 0.0)
-    assert it.end(one, settled=False) == []
-    assert it.blocks(other, "x.jsonl")
-    assert not it.blocks(one, "x.jsonl")
-    it.start(one, "x.jsonl", 1.0)
-    assert it.end(one) == [other]
-    assert not it.blocks(other, "x.jsonl")

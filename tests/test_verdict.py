@@ -1,5 +1,6 @@
 """Whose fault it was: every row of the service's table, and what must hold whatever the service sends."""
 
+import hashlib
 import io
 import json
 import re
@@ -12,6 +13,7 @@ from python_multipart.multipart import parse_options_header
 from werkzeug.formparser import MultiPartParser
 
 from sfwatch.verdict import (
+    FILE_CODES,
     FILE_STATUSES,
     Answer,
     Attempt,
@@ -26,6 +28,8 @@ from sfwatch.verdict import (
     printable,
     read_json,
     remote_name,
+    tag_of,
+    words,
 )
 
 HOST = "api.siliconflow.cn"
@@ -76,7 +80,7 @@ ANSWERS: list[tuple[int, object, Blame, str]] = [
     (200, {**OK_BODY, "data": {"id": 7}}, Blame.UNKNOWN, "odd_success"),
     (200, {**OK_BODY, "data": {"id": "file-\ud800"}}, Blame.UNKNOWN, "odd_success"),
     (200, {**OK_BODY, "data": {"id": "file\n1"}}, Blame.UNKNOWN, "odd_success"),
-    (200, {"code": 50508, "message": "System is too busy now."}, Blame.NOT_NOW, "overloaded"),
+    (200, {"code": 50508, "message": "System is too busy now."}, Blame.UNKNOWN, "odd_success"),
     (200, NO_BALANCE, Blame.UNKNOWN, "odd_success"),
     (200, b"", Blame.UNKNOWN, "unreadable_answer"),
     (204, b"", Blame.UNKNOWN, "unreadable_answer"),
@@ -85,25 +89,31 @@ ANSWERS: list[tuple[int, object, Blame, str]] = [
     (200, [OK_BODY], Blame.UNKNOWN, "unreadable_answer"),
     (200, b"[" * 100_000, Blame.UNKNOWN, "unreadable_answer"),
     (200, b'{"data": {"id": "f\xff"}}', Blame.UNKNOWN, "unreadable_answer"),
-    (400, NAMED, Blame.FILE, "refused"),
-    (413, {"code": 20042, "message": "too big"}, Blame.FILE, "refused"),
-    (415, {"message": "only jsonl"}, Blame.FILE, "refused"),
-    (422, {"error": {"message": "bad line", "type": "invalid_request_error"}}, Blame.FILE, "refused"),
+    *((400, {"code": code, "message": "string"}, Blame.FILE, "refused") for code in FILE_CODES),
     (400, {"code": "20071"}, Blame.FILE, "refused"),
+    (422, {"error": {"code": 20080, "message": "corrupt"}}, Blame.FILE, "refused"),
+    (413, {"code": 20042, "message": "too big"}, Blame.DOUBTED, "refused"),
+    (413, NAMED, Blame.DOUBTED, "refused"),
+    (415, {"message": "only jsonl"}, Blame.DOUBTED, "refused"),
+    (422, {"error": {"message": "bad line", "type": "invalid_request_error"}}, Blame.DOUBTED, "refused"),
+    (422, {"detail": [{"loc": ["body", "file"], "msg": "field required"}]}, Blame.DOUBTED, "refused"),
+    (422, "bad line", Blame.DOUBTED, "refused"),
+    (400, {}, Blame.DOUBTED, "refused"),
+    (400, {"message": {"a": 1}}, Blame.DOUBTED, "refused"),
     (400, {"code": 20067, "message": "bad purpose"}, Blame.ACCOUNT, "settings"),
     (422, {"code": 20079, "message": "no file part"}, Blame.ACCOUNT, "our_fault"),
     (400, NO_BALANCE, Blame.ACCOUNT, "balance"),
     (400, OVERLOADED, Blame.NOT_NOW, "overloaded"),
-    (400, HTML, Blame.NOT_NOW, "odd_refusal"),
-    (413, HTML, Blame.NOT_NOW, "odd_refusal"),
-    (415, b"", Blame.NOT_NOW, "odd_refusal"),
-    (422, "bad line", Blame.NOT_NOW, "odd_refusal"),
-    (400, b"no", Blame.NOT_NOW, "odd_refusal"),
-    (400, {}, Blame.NOT_NOW, "odd_refusal"),
-    (400, {"message": {"a": 1}}, Blame.NOT_NOW, "odd_refusal"),
+    *(
+        (status, body, Blame.UNKNOWN, "odd_refusal")
+        for status in FILE_STATUSES
+        for body in (HTML, b"", b"no", [1])
+    ),
     (401, "Invalid token", Blame.ACCOUNT, "unauthorized"),
     (401, "Api key is invalid", Blame.ACCOUNT, "unauthorized"),
-    (401, HTML, Blame.ACCOUNT, "unauthorized"),
+    (401, b"no", Blame.ACCOUNT, "unauthorized"),
+    (401, HTML, Blame.ACCOUNT, "intermediary"),
+    (403, HTML, Blame.ACCOUNT, "intermediary"),
     (402, b"", Blame.ACCOUNT, "balance"),
     (402, NO_BALANCE, Blame.ACCOUNT, "balance"),
     (403, "Forbidden", Blame.ACCOUNT, "forbidden"),
@@ -121,6 +131,7 @@ ANSWERS: list[tuple[int, object, Blame, str]] = [
     (423, b"", Blame.NOT_NOW, "odd_status"),
     (425, b"", Blame.NOT_NOW, "too_early"),
     (429, {"message": "Details:TPM limit reached.", "data": None}, Blame.NOT_NOW, "rate_limited"),
+    (429, NO_BALANCE, Blame.NOT_NOW, "rate_limited"),
     (429, b"Request was rejected due to rate limiting.", Blame.NOT_NOW, "rate_limited"),
     *((status, NAMED, Blame.ACCOUNT, "odd_status") for status in (406, 410, 411, 414, 418, 431, 451)),
     *((status, b"", Blame.ACCOUNT, "redirect") for status in (300, 301, 302, 303, 304, 307, 308)),
@@ -255,9 +266,9 @@ def test_a_cut_answer_is_judged_by_its_status(status: int, blame: Blame) -> None
     assert judged(attempt(status, OK_BODY, trouble=Trouble.CUT)).blame is blame
 
 
-def test_a_cut_refusal_does_not_condemn() -> None:
+def test_a_cut_refusal_is_no_refusal() -> None:
     """Half a JSON object is no documented refusal."""
-    assert judged(attempt(400, b'{"code": 20071, "mess', trouble=Trouble.CUT)).blame is Blame.NOT_NOW
+    assert judged(attempt(400, b'{"code": 20071, "mess', trouble=Trouble.CUT)).blame is Blame.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -266,19 +277,86 @@ def test_a_cut_refusal_does_not_condemn() -> None:
 )
 def test_a_refusal_while_the_body_was_going_out(trouble: Trouble, blame: Blame) -> None:
     """Services refuse early and close; but a body that we left unfinished may be refused for just that."""
-    assert judged(attempt(413, NAMED, sent_all=False, trouble=trouble)).blame is blame
+    assert judged(attempt(400, NAMED, sent_all=False, trouble=trouble)).blame is blame
+
+
+RATES = (
+    "Rate limit reached|rate_limit_exceeded|RPM limit exceeded|3 requests per minute|Too many requests"
+    "|请求过于频繁，请稍后再试|触发限流策略"
+)
+MONEY = (
+    "You exceeded your current quota, check your plan and billing details|insufficient_quota"
+    "|Insufficient credits|Billing hard limit has been reached|the account is in arrears"
+    "|账户余额不足|您的账号已欠费|免费额度已用完"
+)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 415, 422, 451])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [(text, "rate_limited") for text in RATES.split("|")] + [(text, "balance") for text in MONEY.split("|")],
+)
+def test_what_speaks_of_rates_or_money_is_never_the_files(status: int, text: str, reason: str) -> None:
+    """Whatever the status and the code, those of size apart."""
+    for body in ({"message": text}, {"code": 20012, "message": text}, {"detail": text}, text):
+        verdict = judged(attempt(status, body))
+        assert (verdict.reason, verdict.rate_limited) == (reason, reason == "rate_limited")
+    for code in (20069, 20074, 20087):
+        assert judged(attempt(400, {"code": code, "message": text})).blame is Blame.FILE
+    assert judged(attempt(413, {"message": text})).blame is Blame.DOUBTED
+    assert judged(attempt(429, {"message": text})).rate_limited
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "slows"),
-    [(429, b"", True), (403, RPM, True), (403, "Forbidden", False), (503, OVERLOADED, False)],
+    "text",
+    [
+        "exceeds the size limit",
+        "limit exceeded: file too large",
+        "too many lines",
+        "The batch file contains too many requests (6000 > 5000)",
+        "unbalanced quotation marks in line 3",
+        "文件大小超出限制",
+        "第3行 frequency_penalty 频率惩罚 错误",
+    ],
 )
-def test_rate_limits_slow_the_target(status: int, body: object, slows: bool) -> None:  # noqa: FBT001
-    """429, and a 403 whose text is a rate limit, slow the target; an overload does not."""
-    assert judged(attempt(status, body)).slows_target is slows
+def test_what_speaks_of_the_file_is_doubted(text: str) -> None:
+    """Words of size and of content are not those of the account."""
+    assert judged(attempt(400, {"message": text})).blame is Blame.DOUBTED
+
+
+@pytest.mark.parametrize(
+    ("a", "could_be"),
+    [
+        (attempt(sent_all=False, trouble=Trouble.RESET), True),
+        (attempt(sent_all=False, trouble=Trouble.CUT), True),
+        (attempt(sent_all=True, trouble=Trouble.RESET), False),
+        (attempt(sent_all=False, trouble=Trouble.STALLED), False),
+        (attempt(sent_all=False, trouble=Trouble.ABORTED), False),
+        (attempt(sent_all=False, trouble=Trouble.CONNECT), False),
+        (attempt(413, HTML, sent_all=False), True),
+        (attempt(400, b"", sent_all=False), True),
+        (attempt(413, HTML), False),
+        (attempt(413, HTML, sent_all=False, trouble=Trouble.STALLED), False),
+        (attempt(429, b"", sent_all=False), False),
+        (attempt(502, HTML, sent_all=False), False),
+        (attempt(503, OVERLOADED, sent_all=False), False),
+    ],
+)
+def test_failures_that_could_be_the_files(a: Attempt, could_be: bool) -> None:  # noqa: FBT001
+    """Cut while it was sent, or refused in place of the service; no timeout, overload or lost answer."""
+    verdict = judged(a)
+    assert verdict.could_be_the_file is could_be
+    assert verdict.blame is Blame.NOT_NOW or not could_be
 
 
 # ── what the verdict tells ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_doubted_refusal_promises_nothing() -> None:
+    """Its sentence stands in the report as well, when the file has failed and is not sent again."""
+    doubted = judged(attempt(400, {"code": 1, "message": "no"}))
+    assert doubted.blame is Blame.DOUBTED
+    assert doubted.detail == f'{HOST} refuses this file (HTTP 400) (1: "no")'
 
 
 def test_acceptance_gives_the_file_object() -> None:
@@ -293,6 +371,27 @@ def test_code_and_message_are_told() -> None:
     verdict = judged(attempt(400, {"code": "20071", "message": "bad line 3"}))
     assert (verdict.code, verdict.message) == (20071, "bad line 3")
     assert '20071: "bad line 3"' in verdict.detail
+    assert judged(attempt(422, {"detail": [{"msg": "no"}]})).message == '[{"msg": "no"}]'
+    assert judged(attempt(400, {"error": "no"})).message == "no"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"code": 20012, "message": "line 3"}, {"code": 20012, "message": "line 41"}, True),
+        ("no (request 1f-00a2)", "no (request c3)", True),
+        ({"code": 20012, "message": "x"}, {"code": 20015, "message": "x"}, False),
+        ({"message": "x"}, {"message": "y"}, False),
+        ({}, {"message": "y"}, False),
+        ({"message": "第3行"}, {"message": "第4列"}, False),
+    ],
+)
+def test_words_of_refusals(one: object, other: object, same: bool) -> None:  # noqa: FBT001
+    """Ids and numbers make no difference; an upload's words are comparable with a listing's."""
+    first, second = words(judged(attempt(400, one))), words(judged(attempt(400, other)))
+    assert (first == second) is same
+    assert first != words(judged(attempt(422, one)))
+    assert first == words(judge_listing(attempt(400, one), host=HOST, reached_before=True, wall=WALL))
 
 
 def test_401_names_the_host_and_both_sites() -> None:
@@ -424,7 +523,8 @@ def test_whatever_comes_is_judged(a: Attempt, reached: bool) -> None:  # noqa: F
     """No answer raises; what condemns, accepts or leaves unknown is bounded; texts are safe to print."""
     verdict = judge(a, host=HOST, reached_before=reached, wall=WALL)
     status = a.answer.status if a.answer else 0
-    assert verdict.blame is not Blame.FILE or status in FILE_STATUSES
+    assert verdict.blame not in {Blame.FILE, Blame.DOUBTED} or status in FILE_STATUSES
+    assert words(verdict) == words(verdict).strip()
     assert (verdict.data is not None) == (verdict.blame is Blame.ACCEPTED)
     if verdict.blame is Blame.ACCEPTED:
         assert a.sent_all
@@ -503,8 +603,12 @@ LISTING: dict[str, Any] = {"code": 20000, "status": True, "data": {"data": [], "
         (501, b"", Blame.ACCEPTED, "no_listing"),
         (400, NAMED, Blame.ACCEPTED, "no_listing"),
         (400, {"code": 20067}, Blame.ACCOUNT, "settings"),
+        (400, {"message": "no such parameter"}, Blame.ACCEPTED, "no_listing"),
+        (400, NO_BALANCE, Blame.ACCOUNT, "balance"),
         (400, HTML, Blame.NOT_NOW, "odd_refusal"),
         (401, "Invalid token", Blame.ACCOUNT, "unauthorized"),
+        (403, HTML, Blame.ACCOUNT, "intermediary"),
+        (429, b"", Blame.NOT_NOW, "rate_limited"),
         (403, RPM, Blame.NOT_NOW, "rate_limited"),
         (502, b"", Blame.NOT_NOW, "server_error"),
         (503, OVERLOADED, Blame.NOT_NOW, "overloaded"),
@@ -514,6 +618,10 @@ def test_listings(status: int, body: object, blame: Blame, reason: str) -> None:
     """A listing proves that the key works, or says why not; an absent one proves that the service answers."""
     verdict = judge_listing(attempt(status, body), host=HOST, reached_before=True, wall=WALL)
     assert (verdict.blame, verdict.reason) == (blame, reason)
+    assert verdict.rate_limited == (reason == "rate_limited")
+    assert "the file" not in verdict.detail
+    if blame is Blame.NOT_NOW:
+        assert verdict.detail.startswith(f"the listing of {HOST} failed: HTTP {status}")
 
 
 def test_a_listing_that_broke_off_is_asked_for_again() -> None:
@@ -521,7 +629,9 @@ def test_a_listing_that_broke_off_is_asked_for_again() -> None:
     for trouble in (Trouble.RESET, Trouble.STALLED, Trouble.CUT):
         lost = attempt(trouble=trouble)
         verdict = judge_listing(lost, host=HOST, reached_before=True, wall=WALL)
-        assert verdict.blame is Blame.NOT_NOW
+        assert (verdict.blame, verdict.could_be_the_file) == (Blame.NOT_NOW, False)
+        assert verdict.detail.startswith(f"the listing of {HOST} failed: ")
+        assert "file" not in verdict.detail
     cut = judge_listing(attempt(200, LISTING, trouble=Trouble.CUT), host=HOST, reached_before=True, wall=WALL)
     assert cut.blame is Blame.NOT_NOW
 
@@ -599,11 +709,18 @@ def test_remote_name(name: str, expected: str) -> None:
 
 
 def test_a_tag_goes_before_the_suffix() -> None:
-    """The digest makes the name unique, also where the stem has to be cut for it."""
+    """The stem is cut to 64 bytes of whole characters, so that services that cut names keep the tag."""
     assert remote_name("a.jsonl", tag="0123456789ab") == "a-0123456789ab.jsonl"
-    long = remote_name("é" * 200 + ".jsonl", tag="0123456789ab")
-    assert long.endswith("é-0123456789ab.jsonl")
-    assert len(long.encode()) <= 255
+    assert remote_name("aé" * 40 + ".jsonl", tag="0123456789ab") == "aé" * 21 + "a-0123456789ab.jsonl"
+
+
+def test_the_tag_is_of_the_claim_the_name_the_time_and_the_content() -> None:
+    """Each part preceded by its length, so that no two files share the bytes that are hashed."""
+    one = ("f-1", "a/b.jsonl", 1, "ab")
+    said = b"9:sfwatch-13:f-19:a/b.jsonl1:12:ab"
+    assert tag_of(*one) == hashlib.sha256(said).hexdigest()[:12]
+    assert len({tag_of(*one), tag_of("f-", "1a/b.jsonl", 1, "ab"), tag_of("f-1", "a/b.jsonl", 11, "b")}) == 3
+    assert re.fullmatch("[0-9a-f]{12}", tag_of("f-1", "caf\udce9", -1, ""))
 
 
 file_names = st.binary(max_size=300).map(lambda raw: raw.decode(errors="surrogateescape")) | st.text(

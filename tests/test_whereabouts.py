@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from loop import Loop
 
-from sfwatch import status, whereabouts
+from sfwatch import status, stock, whereabouts
 from sfwatch.standin import StandIn, answering, storing_then_resetting
 from sfwatch.whereabouts import Answer
 
@@ -157,6 +157,18 @@ class TestFilesUnderWay:
         loop.pool.holds = False
         loop.pool.release()
         loop.run(60)
+
+    def test_it_is_doubted_and_no_daemon_runs(self, loop: Loop) -> None:
+        """It lies among the claims, where nobody looks: the journal says so, in both forms of the status."""
+        loop.service.script.append(answering(400, {"code": 1, "message": "no"}))
+        loop.drop("a", "x.jsonl")
+        loop.look().run(2)
+        loop.die()
+        found = whereabouts.find("x.jsonl", loop.settings(), None, now=datetime.now(UTC))
+        assert (found.state, found.reason, found.exit_status) == ("under_way", "doubted", 3)
+        groups = stock.take(loop.settings(), now=datetime.now(UTC)).waiting
+        assert [(group.reason, group.files) for group in groups] == [("doubted", 1)]
+        loop.start().run(120)
 
     def test_it_is_claimed_and_no_daemon_runs(self, loop: Loop) -> None:
         """The journal knows; so does the path among the claims."""

@@ -21,12 +21,15 @@ import pytest
 
 from sfwatch import claim, files, logs
 from sfwatch.deliver import deliver
+from sfwatch.delivery import recovery
 from sfwatch.job import Job, Outcome, Task, Tools
 from sfwatch.journal import Delivery, Journal, SqliteJournal, State
+from sfwatch.service.listing import Found
 from sfwatch.settings import Api, Config, Inbox, Uploads
 from sfwatch.settle import Settled
 from sfwatch.standin import StandIn
 from sfwatch.upload import Client
+from sfwatch.verdict import remote_name, tag_of
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount or to be somebody else")
 
@@ -97,6 +100,7 @@ class World:
     lines: list[str] = field(default_factory=list)
     when: dict[str, Callable[[], object]] = field(default_factory=dict)
     when_stored: Callable[[], object] | None = None
+    claims_names: dict[Path, str] = field(default_factory=dict)
 
     # What lies where.
 
@@ -105,8 +109,17 @@ class World:
         return self.root / "state"
 
     @property
+    def claims_name(self) -> str:
+        """Our claims folder: made when it is first asked for, and known from then on."""
+        path = self.inbox.path
+        if path not in self.claims_names:
+            own = claim.Owner(self.journal.machine, str(self.state_dir), self.journal.id)
+            self.claims_names[path] = claim.own_folder(path, self.journal.instance, own)
+        return self.claims_names[path]
+
+    @property
     def claims(self) -> Path:
-        return claim.claims_folder(self.inbox.path, self.journal.instance)
+        return claim.claims_folder(self.inbox.path, self.claims_name)
 
     def drop(self, name: str, data: bytes | None = None, *, into: Path | None = None) -> Path:
         """Put a file into the inbox, whole, as a producer does that renames."""
@@ -124,7 +137,7 @@ class World:
 
     def claimed(self) -> list[str]:
         """The names of the files that we hold."""
-        return claim.claimed(self.inbox.path, self.journal.instance)
+        return claim.folders(self.inbox.path)[self.claims_name]
 
     def places(self, name: str) -> list[str]:
         """Every folder that holds a file of this name: there should be one, always."""
@@ -180,6 +193,7 @@ class World:
             clock=lambda: self.now,
             wall=lambda: self.now,
             stop=lambda: self.stopping,
+            sleep=lambda _: None,
         )
         return replace(tools, **changes)
 
@@ -192,7 +206,14 @@ class World:
 
     def job(self, name: str, **changes: Any) -> Job:
         """The job that the main thread would give for a file as it lies there now."""
-        job = Job(Task.DELIVER, self.inbox, name, seen_at=self.now, settled=self.settled(name))
+        job = Job(
+            Task.DELIVER,
+            self.inbox,
+            name,
+            seen_at=self.now,
+            claims=self.claims_name,
+            settled=self.settled(name),
+        )
         return replace(job, **changes)
 
     def deliver(self, job: Job | str, **changes: Any) -> Outcome:
@@ -202,6 +223,17 @@ class World:
         return deliver(
             job, replace(tools, log=tools.log.bind(inbox=job.inbox.name, file=job.name, target=TARGET))
         )
+
+    def look(self, name: str, *, ripe: bool = False) -> Outcome | recovery.Wait:
+        """Look up a file, and do what follows from it, as the main thread would. `ripe`: an absence counts."""
+        known = self.known(name)
+        tag = known.tag or ""
+        reading = recovery.look_up(self.inbox, self.tools(), {tag: known}, 0.0).readings[tag]
+        step = recovery.next_step(reading, known, self.uploads, ripe=ripe, until=self.now + recovery.PROOF_S)
+        if isinstance(step, recovery.Wait):
+            return step
+        found, resend = (step, None) if isinstance(step, Found) else (None, step)
+        return self.deliver(name, settled=None, known=known, found=found, resend=resend)
 
     def row(self, name: str, state: State, **facts: Any) -> Delivery:
         """Write down what is known of a file, as an earlier process would have done."""
@@ -218,17 +250,19 @@ class World:
             sha256=sha256(path.read_bytes()),
             lines=path.read_bytes().count(b"\n"),
             target=self.target,
-            remote_name=name,
+            claims=self.claims_name,
             attempts=1,
-            first_attempt_at=self.now,
-            windows=((self.now, self.now),),
+            unproved=1 if state in (State.SENDING, State.UNKNOWN) else 0,
         )
-        return self.journal.save(replace(known, **facts))
+        tag = tag_of(known.claims or "", name, known.mtime_ns, known.sha256 or "")
+        known = replace(known, tag=tag, remote_name=remote_name(name, tag=tag))
+        if state is State.UNKNOWN:
+            known = self.journal.save(replace(known, state=State.SENDING))
+        return self.journal.save(replace(known, state=state, **facts))
 
     def claim(self, name: str) -> None:
         """Claim a file, as an earlier process would have done."""
-        claim.prepare(self.inbox.path, self.journal.instance)
-        claim.take(self.inbox.path, self.journal.instance, name)
+        claim.take(self.inbox.path, self.claims_name, name)
 
     def reopen(self) -> None:
         """Close the journal and open it again, as a restart does."""

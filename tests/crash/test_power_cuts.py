@@ -135,6 +135,7 @@ class Site:
         done = {path.name: path for path in (self.top / "done").iterdir()}
         wanted = {name for file in self.dropped for name in (file, f"{file}.fileid.json")}
         left = [path for path in (self.top / "inbox").rglob("*") if not path.is_dir()]
+        left = [path for path in left if path.parent.name != ".sfwatch" or path.suffix != ".owner"]  # it stays
         left += list((self.top / "failed").iterdir())
         if done.keys() != wanted or left:
             more, less = sorted(done.keys() - wanted), sorted(wanted - done.keys())
@@ -147,7 +148,7 @@ class Site:
         if file.read_bytes() != data:
             yield f"{file.name} has other bytes"
         document = json.loads(sidecar.read_bytes())
-        stored = [(s.id, s.sha256) for s in self.service.stored if s.filename == file.name]
+        stored = [(s.id, s.sha256) for s in self.service.stored if s.filename.startswith(f"{file.stem}-")]
         if stored != [(document["id"], world.sha256(data))]:
             yield f"{file.name}: its sidecar says {document['id']}, stored are {stored}"
         if document["sfwatch"]["sha256"] != world.sha256(data):
@@ -226,6 +227,7 @@ def _cut(site: Site, disks: list[Disk], forks: Forks, lasts_s: float, luck: rand
     wrong = list(site.wrong())
     if again.status != 0:
         wrong.append(f"the second run ended with {again.status}")
-    shutil.rmtree(site.top)
-    shutil.rmtree(site.state)
+    # What the disk itself has lost of a folder that is not needed any more is no fault of the program.
+    shutil.rmtree(site.top, ignore_errors=True)
+    shutil.rmtree(site.state, ignore_errors=True)
     return wrong if ended.status else None  # it may have ended by itself, of what it read after the cut

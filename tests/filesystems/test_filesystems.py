@@ -76,7 +76,10 @@ class Run:
 
     def left(self) -> list[str]:
         """What still lies in the inbox, claims included; seen from behind, since sshfs keeps old lists."""
-        return [path.name for path in self.writes_to.rglob("*") if not path.is_dir()]
+        there = [path for path in self.writes_to.rglob("*") if not path.is_dir()]
+        return [
+            path.name for path in there if path.parent.name != ".sfwatch" or path.suffix != ".owner"
+        ]  # stays
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pytest
 from systemd.box import Box, box, page
 from world import batch
 
-from sfwatch.standin import StandIn, storing_then_stalling, taking_its_time
+from sfwatch.standin import StandIn, storing_then_stalling, taking_its_time, untagged
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -47,7 +47,7 @@ class Service(Box):
 
     def took(self, name: str) -> int:
         """Return how many files of this name the service has taken."""
-        return [stored.filename for stored in self.target.stored].count(name)
+        return [untagged(stored.filename) for stored in self.target.stored].count(name)
 
     def edit(self, script: str) -> None:
         """Change the configuration by a line of sed."""
@@ -114,7 +114,9 @@ def test_a_file_of_another_user_of_the_group(it: Service) -> None:
     """The kernel's word counts for it, its sender may read what came of it, and nobody else may."""
     it.drop("first.jsonl")
     sidecar = it.done("first.jsonl")
-    assert sidecar["id"] == next(stored.id for stored in it.target.stored if stored.filename == "first.jsonl")
+    assert sidecar["id"] == next(
+        stored.id for stored in it.target.stored if untagged(stored.filename) == "first.jsonl"
+    )
     assert sidecar["sfwatch"]["settled_by"] == "lease"
     modes = it.run("stat -c '%a %U %G' /srv/sfwatch/done/first.jsonl.fileid.json")
     assert modes == "640 sfwatch sfwatch\n"

@@ -13,14 +13,14 @@ from world import needs_root, tmpfs
 
 from sfwatch import arrive
 from sfwatch.settings import Uploads
-from sfwatch.standin import Behaviour, End, answering
+from sfwatch.standin import Behaviour, End, answering, untagged
 
 Make = Callable[..., Loop]
 
 
 def sent(loop: Loop) -> list[str]:
     """The names under which files were sent, in their order."""
-    return [stored.filename for stored in loop.service.stored]
+    return [untagged(stored.filename) for stored in loop.service.stored]
 
 
 # Order.

@@ -245,5 +245,9 @@ class Matrix:
 
 
 def _lying_in(inbox: Path) -> list[str]:
-    """All that lies in an inbox, what is claimed included; folders may vanish meanwhile."""
-    return sorted(f"{folder}/{name}" for folder, _, names in os.walk(inbox) for name in names)
+    """All that lies in an inbox, what is claimed included; folders may vanish meanwhile.
+
+    Whose a claims folder is stays beside it.
+    """
+    there = (Path(folder, name) for folder, _, names in os.walk(inbox) for name in names)
+    return sorted(str(path) for path in there if path.parent.name != ".sfwatch" or path.suffix != ".owner")

@@ -1,0 +1,1 @@
+"""What each command does; `sfwatch.cli` has their options and exit statuses."""

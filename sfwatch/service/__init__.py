@@ -1,0 +1,1 @@
+"""What the service says, read and judged."""
