@@ -723,7 +723,9 @@ class World:
         self._touch(fd)
         self.owed[digest(before)] -= 1
         self.changed[digest(before)] += 1
-        self._owe(before + data, fine=self.is_good[digest(before)] and data.startswith(b"{"))
+        lines = (before + data).splitlines()
+        distinct = len(set(lines)) == len(lines)  # else an id stands in it twice
+        self._owe(before + data, fine=self.is_good[digest(before)] and data.startswith(b"{") and distinct)
 
     def stop_writing(self) -> None:
         """Close all files that are written to; inotify tells."""
