@@ -86,6 +86,7 @@ def own_folder(inbox: Path, instance: str, owner: Owner) -> str:
                     return folder
         while files.exists(folder := f"{instance}-{secrets.token_hex(3)}", dir_fd=outer):
             pass
+        files.sweep_temporaries(outer)  # what a crash left of an earlier owner
         write_owner(inbox, folder, owner)  # before the folder is there to be used
         try:
             with _private(claims_folder(inbox, folder), outer, make=True):

@@ -153,6 +153,10 @@ def _move_home(failed: Failed, home: Inbox, name: str, now: datetime) -> None:
         _into_history(source, base, now)
         try:
             move.move(source, base, target, wanted, fd=fd, sha256=move.digest(fd))
+        except FileNotFoundError:
+            if files.exists(base, dir_fd=source):
+                raise
+            # It was moved, and the daemon has claimed it already.
         finally:
             if files.exists(base, dir_fd=source):  # then it can be found by its report as before
                 _out_of_history(source, base)

@@ -652,7 +652,7 @@ def test_a_full_state_folder_when_an_inbox_is_found_ends_nothing(make: Make, tmp
         (loop.root / "b" / "inbox").mkdir(parents=True)
         (loop.root / "b" / "done").mkdir()
         (loop.root / "b" / "failed").mkdir()
-        theirs = loop.inbox_of("b") / ".sfwatch" / "0123456789abcdef"
+        theirs = loop.inbox_of("b") / ".sfwatch" / "0123456789abcdef-0a1b2c"
         theirs.mkdir(parents=True, mode=0o700)
         theirs.parent.chmod(0o700)
         loop.drop("b", X).rename(theirs / X)
@@ -976,7 +976,7 @@ def test_claims_of_an_instance_that_dies_later_are_adopted(make: Make) -> None:
     """Its lock is held for an hour, then it is gone: its files go on here, without a restart."""
     loop = make()
     path = loop.drop("a", X)
-    theirs = loop.inbox_of("a") / ".sfwatch" / "0123456789abcdef"
+    theirs = loop.inbox_of("a") / ".sfwatch" / "0123456789abcdef-0a1b2c"
     theirs.mkdir(parents=True, mode=0o700)
     theirs.parent.chmod(0o700)
     path.rename(theirs / X)

@@ -1022,7 +1022,7 @@ def test_the_claims_of_a_dead_instance_are_adopted_as_unknown(make: Make) -> Non
     """They may have been sent: they are looked up first, and sent only when the window is over."""
     loop = make()
     path = loop.drop("a", "x.jsonl")
-    theirs = loop.inbox_of("a") / ".sfwatch" / "0123456789abcdef"
+    theirs = loop.inbox_of("a") / ".sfwatch" / "0123456789abcdef-0a1b2c"
     theirs.mkdir(parents=True, mode=0o700)
     theirs.parent.chmod(0o700)
     path.rename(theirs / "x.jsonl")
@@ -1036,7 +1036,7 @@ def test_the_claims_of_a_dead_instance_are_adopted_as_unknown(make: Make) -> Non
 def test_the_claims_of_a_living_instance_are_left_alone_and_said_once(make: Make) -> None:
     """Its lock is held: its files are its own."""
     loop = make()
-    theirs = loop.inbox_of("a") / ".sfwatch" / "0123456789abcdef"
+    theirs = loop.inbox_of("a") / ".sfwatch" / "0123456789abcdef-0a1b2c"
     theirs.mkdir(parents=True, mode=0o700)
     theirs.parent.chmod(0o700)
     (theirs / "x.jsonl").write_text(line(1))
