@@ -150,8 +150,11 @@ def next_page(cursor: Cursor, page: Page) -> tuple[tuple[Entry, ...], Cursor | E
         return entries, _within_bounds(again), True
     fresh = entries if cursor.last is None else entries[1:]
     if not fresh:
-        ended = cursor.last is not None or page.has_more is not True
-        return fresh, End.WHOLE if ended else End.OPEN, False
+        if cursor.last is not None or page.has_more is False:
+            return fresh, End.WHOLE, False
+        # Nothing after the only entry ever shown: the service may answer any `after` so.
+        worked = cursor.after is None or cursor.after != cursor.first
+        return fresh, End.WHOLE if worked and page.has_more is None else End.OPEN, False
     return fresh, _onward(cursor, ids), False
 
 
