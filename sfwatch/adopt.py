@@ -33,6 +33,11 @@ class Leftover:
     is_past_known: bool
 
 
+def own(journal: Journal, state_dir: Path) -> claim.Owner:
+    """What the claims folders of this daemon say of their owner."""
+    return claim.Owner(journal.machine, str(state_dir), journal.id)
+
+
 def leftovers(
     w: Watched, journal: Journal, *, paths: Collection[str], state_dir: Path, log: EventLog
 ) -> list[Leftover]:
@@ -51,28 +56,27 @@ def leftovers(
     rows = {row.name: row for row in in_progress if row.inbox == str(inbox.path)}
     homeless = [row for row in in_progress if row.inbox not in paths and row.name not in rows]
     rows |= _moved_here(inbox, journal, homeless, held, state_dir)
-    own = claim.Owner(journal.machine, str(state_dir), journal.id)
+    ours = own(journal, state_dir)
     found: dict[str, Leftover] = {}
     for folder, names in held.items():
-        if not names or not _locked(w, journal, folder, own, len(names), log):
+        if not names or not _locked(w, journal, folder, ours, len(names), log):
             continue
         owner = claim.owner_of(inbox.path, folder)
         is_past_known = (folder if owner is None else owner.journal) == journal.id
         for name in names:
             row = rows.get(name)
-            elsewhere = row is not None and row.state is not State.WAITING and row.claims not in (None, folder)
+            known = None if row is None or row.claims not in (None, folder) else row  # else another claim's
+            elsewhere = row is not None and known is None and row.state is not State.WAITING
             if name in found or elsewhere:  # a name that is in progress elsewhere in the inbox waits
                 w.relist = True
             elif _is_file(inbox, folder, name, rows, names):
-                if row is not None and row.state is State.WAITING and row.claims not in (None, folder):
-                    row = None
-                found[name] = Leftover(name, row, folder, claimed=True, is_past_known=is_past_known)
+                found[name] = Leftover(name, known, folder, claimed=True, is_past_known=is_past_known)
     unfound = [row for name, row in rows.items() if name not in found]
     w.waiting_rows, unclaimed = _without_claims(unfound, journal, held)
     found |= unclaimed
     w.foreign_told &= {folder for folder, names in held.items() if names}
-    ours = (folder for folder in sorted(held) if folder.startswith(f"{instance}-"))
-    w.claims_folder = next((folder for folder in ours if _is_owned(inbox, folder, own)), None)
+    named = (folder for folder in sorted(held) if folder.startswith(f"{instance}-"))
+    w.claims_folder = next((folder for folder in named if _is_owned(inbox, folder, ours)), None)
     return list(found.values())
 
 
@@ -95,13 +99,12 @@ def _without_claims(
     return waiting, unclaimed
 
 
-def _is_owned(inbox: Inbox, folder: str, own: claim.Owner) -> bool:
-    """Whether it was made by this state folder, and not by one that this is a copy of."""
+def _is_owned(inbox: Inbox, folder: str, ours: claim.Owner) -> bool:
     owner = claim.owner_of(inbox.path, folder)
-    return owner is not None and (owner.machine, owner.state_dir) == (own.machine, own.state_dir)
+    return owner is not None and owner.is_same_daemon(ours)
 
 
-def _locked(w: Watched, journal: Journal, folder: str, own: claim.Owner, waiting: int, log: EventLog) -> bool:
+def _locked(w: Watched, journal: Journal, folder: str, ours: claim.Owner, waiting: int, log: EventLog) -> bool:
     """Whether we hold the lock of a claims folder; that another process does is reported once."""
     if folder in w.locks:
         return True
@@ -111,21 +114,22 @@ def _locked(w: Watched, journal: Journal, folder: str, own: claim.Owner, waiting
             w.locks[folder] = claim.lock(path, folder)
         else:
             w.locks[folder] = claim.lock_foreign(
-                path, folder, ours=own, instance=journal.instance, former=journal.former
+                path, folder, ours=ours, instance=journal.instance, former=journal.former
             )
-    except (BlockingIOError, claim.ClaimError) as error:
-        detail = (
-            error.detail if isinstance(error, claim.ClaimError) else "another process works on these claims"
-        )
-        if isinstance(error, claim.ClaimError) and error.reason != "foreign":
+    except BlockingIOError:
+        detail = "another process works on these claims"
+    except claim.ClaimError as error:
+        if error.reason != "foreign":
             raise
-        w.foreign.add(folder)
-        if folder not in w.foreign_told:
-            w.foreign_told.add(folder)
-            log("claim.foreign", inbox=w.inbox.name, instance=folder, waiting=waiting, detail=detail)
-        return False
-    w.foreign_told.discard(folder)
-    return True
+        detail = error.detail
+    else:
+        w.foreign_told.discard(folder)
+        return True
+    w.foreign.add(folder)
+    if folder not in w.foreign_told:
+        w.foreign_told.add(folder)
+        log("claim.foreign", inbox=w.inbox.name, instance=folder, waiting=waiting, detail=detail)
+    return False
 
 
 def _moved_here(

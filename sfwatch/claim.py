@@ -67,6 +67,10 @@ class Owner:
     journal: str | None
     adopted_by: str | None = None
 
+    def is_same_daemon(self, other: "Owner") -> bool:
+        """Whether both are one state folder on one machine, whatever its journal; not a copy of it."""
+        return (self.machine, self.state_dir) == (other.machine, other.state_dir)
+
 
 def claims_folder(inbox: Path, folder: str) -> Path:
     return inbox / FOLDER / folder
@@ -81,7 +85,7 @@ def own_folder(inbox: Path, instance: str, owner: Owner) -> str:
     with files.trusted_folder(inbox) as top, _private(inbox / FOLDER, top, make=True) as outer:
         for folder in sorted(os.listdir(outer)):  # noqa: PTH208 (by descriptor)
             known = owner_of(inbox, folder) if folder != instance and is_ours(folder, instance) else None
-            if known is not None and (known.machine, known.state_dir) == (owner.machine, owner.state_dir):
+            if known is not None and known.is_same_daemon(owner):
                 with _private(claims_folder(inbox, folder), outer):
                     return folder
         while files.exists(folder := f"{instance}-{secrets.token_hex(3)}", dir_fd=outer):
@@ -164,8 +168,7 @@ def lock_foreign(inbox: Path, folder: str, *, ours: Owner, instance: str, former
     """
     fs_type, owner = files.mount_of(inbox).fs_type, owner_of(inbox, folder)
     path = shlex.quote(str(claims_folder(inbox, folder)))
-    theirs = owner and (owner.machine, owner.state_dir)
-    was_us = owner is not None and bool(owner.machine) and theirs == (ours.machine, ours.state_dir)
+    was_us = owner is not None and bool(owner.machine) and owner.is_same_daemon(ours)
     adopted = owner is not None and owner.adopted_by == instance
     if not (was_us or adopted or folder in former or fs_type in files.LOCAL_FILESYSTEMS):
         whose = f"with state_dir {owner.state_dir}" if owner else "that is not known"

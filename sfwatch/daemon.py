@@ -244,9 +244,7 @@ class Daemon(Core):
 
     def _read_requests_where_due(self, now: float) -> None:
         if now >= self.requests_at:
-            self.requests_at = (
-                now + self.config.scan_interval_s
-            )  # the scans of the inboxes wake the loop for it
+            self.requests_at = now + self.config.scan_interval_s  # the scans of the inboxes wake the loop
             self.pool.submit(read_requests, self.journal, self.config.state_dir, self.mailbox.put)
 
     def _resend_where_asked(self, mail: Requests) -> None:

@@ -4,7 +4,7 @@ A file goes only where it can come to its end: its inbox is there, its claim is 
 needs take files.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from sfwatch import target as rules
 from sfwatch.core import Core
@@ -50,10 +50,10 @@ def release_doubted(core: Core, service: Service) -> None:
 
 def has_untried(core: Core, service: Service) -> bool:
     """Whether a file waits that was not the trial of this hold yet."""
-    entries = (entry for inbox in service.inboxes for entry in core.table.names(inbox).values())
     return any(
-        entry.stage is Stage.READY and _needs_service(entry) and rules.may_try(service.state, entry.key)
-        for entry in entries
+        rules.may_try(service.state, entry.key)
+        for inbox in service.inboxes
+        for entry in _candidates(core, inbox)
     )
 
 
@@ -178,11 +178,17 @@ def _next_of(core: Core, service: Service, inbox: str) -> Entry | None:
 
 def _trial_of(core: Core, service: Service, inbox: str) -> Entry | None:
     """The smallest file that waits and has not been the trial of this hold yet."""
-    waiting = [e for e in core.table.names(inbox).values() if e.stage is Stage.READY and _needs_service(e)]
+    waiting = list(_candidates(core, inbox))
     untried = [e for e in waiting if rules.may_try(service.state, e.key)]
     if waiting and not untried:
         service.state = rules.forget_tried(service.state)
     return min(untried or waiting, key=lambda e: (e.size, e.seen_at, e.name), default=None)
+
+
+def _candidates(core: Core, inbox: str) -> Iterator[Entry]:
+    """The files of an inbox that could be the trial of a hold now."""
+    entries = core.table.names(inbox).values()
+    return (entry for entry in entries if entry.stage is Stage.READY and _needs_service(entry))
 
 
 def _submit(core: Core, entry: Entry, now: float) -> None:

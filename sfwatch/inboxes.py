@@ -6,7 +6,7 @@ that is whole is handed to `queue`, and what becomes of it then is not decided h
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sfwatch import adopt, arrive, claim, files, settle, watch
@@ -489,29 +489,18 @@ class Inboxes:
         if waiting.reason is not None:
             self.tell(entry, waiting.reason, detail)
         if waiting.stuck:
-            self._tell_stuck(entry, now)
+            fingerprint = entry.observed.fingerprint if entry.observed is not None else None
+            writers = arrive.writers(fingerprint) if fingerprint is not None else []
+            pids = ", ".join(str(pid) for pid in writers)
+            seen = (
+                f"process {pids} had it open for writing" if writers else "it was open for writing, or changed,"
+            )
+            self.tell_stuck(entry, "being_written", f"{seen} all the time", now - entry.seen_at, writers)
 
-    def _tell_stuck(self, entry: Entry, now: float) -> None:
-        fingerprint = entry.observed.fingerprint if entry.observed is not None else None
-        writers = arrive.writers(fingerprint) if fingerprint is not None else []
-        pids = ", ".join(str(pid) for pid in writers)
-        seen = f"process {pids} had it open for writing" if writers else "it was open for writing, or changed,"
-        self.log(
-            "file.stuck",
-            inbox=entry.inbox,
-            file=entry.name,
-            size=entry.size,
-            reason="being_written",
-            detail=f"{seen} all the time",
-            writers=writers or None,
-            waited_s=round(now - entry.seen_at, 3),
-        )
-
-    def tell_stuck(self, entry: Entry, reason: str, detail: str, waited_s: float) -> None:
-        """Report once that a file does not get on, and why."""
-        if entry.stuck_told:
-            return
-        entry.stuck_told = True
+    def tell_stuck(
+        self, entry: Entry, reason: str, detail: str, waited_s: float, writers: Sequence[int] = ()
+    ) -> None:
+        """Report that a file does not get on, and why; the caller does so once."""
         self.log(
             "file.stuck",
             inbox=entry.inbox,
@@ -519,6 +508,7 @@ class Inboxes:
             size=entry.size,
             reason=reason,
             detail=detail,
+            writers=list(writers) or None,
             waited_s=round(waited_s, 3),
         )
 
@@ -575,7 +565,7 @@ class Inboxes:
             return False
         try:
             if folder is None:
-                own = claim.Owner(self.journal.machine, str(self.config.state_dir), self.journal.id)
+                own = adopt.own(self.journal, self.config.state_dir)
                 folder = w.claims_folder = claim.own_folder(w.inbox.path, self.journal.instance, own)
             w.locks[folder] = claim.lock(w.inbox.path, folder)
         except FileNotFoundError:

@@ -108,9 +108,7 @@ class Job:
     claims: str
     settled: Settled | None = None
     known: Delivery | None = None
-    is_past_known: bool = (
-        True  # the claims folder began with this journal: a claim without a row was never sent
-    )
+    is_past_known: bool = True  # that folder began with this journal: a claim without a row was never sent
     served_s: float = 0.0
     charged: bool = False
     condemned: Condemned | None = None

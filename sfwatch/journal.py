@@ -2,8 +2,8 @@
 
 The folders say what there is to do, the journal only what is known about it: a lost journal costs certainty,
 never a file. One row stands for one file from its first attempt on; `save` makes it what it is told and returns
-when that is durable. One thread owns the database and is the only one to touch the state folder. Whoever wants
-something puts it into a queue and waits; all that wait at that moment share one transaction with one sync.
+when that is durable. One thread owns the database and is the only one to touch the state folder. The others put
+requests into a queue and wait; all that wait at that moment share one transaction with one sync.
 
 What is in a column is not in `facts`, which is JSON. A row is written over only where it changed: each index
 that a step need not touch is a page less to write.
@@ -349,7 +349,7 @@ class SqliteJournal:
         return self._ask(lambda _: work(), beside=True)
 
     def close(self) -> None:
-        """Write what is asked for already and let go of the folder; who comes later gets a JournalError."""
+        """Write what is asked for already and release the folder; a later call raises JournalError."""
         with self._gate:
             if self._ended is None:
                 self._ended = f"the journal in {self._folder} is closed"
@@ -451,7 +451,7 @@ class SqliteJournal:
         values = _values(delivery)
         try:
             if before is None:
-                if delivery.finished_at is None:  # a file that was tried before and is another one starts anew
+                if delivery.finished_at is None:  # a file that was tried before and is another one starts again
                     database.execute(_FORGET_TRIED, values[:2])
                 return replace(delivery, row=database.execute(_INSERT, values).lastrowid)
             pairs = zip(_COLUMNS, before, values, strict=True)

@@ -92,10 +92,8 @@ def _tell_target(core: Core, service: Service, entry: Entry, outcome: Outcome, n
     """What an outcome says of the target, whatever becomes of the file."""
     state, luck = service.state, core.luck()
     match outcome:
-        case Done(recovered=False):  # one that was found in a listing proves nothing of now
-            state = rules.after_accepted(state, entry.key, now)
-            _after_acceptance(core, service, now)
-        case NoStorage(known=known) if known is not None and known.state is State.ACCEPTED:
+        # One that was found in a listing proves nothing of now.
+        case Done(recovered=False) | NoStorage(known=Delivery(state=State.ACCEPTED)):
             state = rules.after_accepted(state, entry.key, now)
             _after_acceptance(core, service, now)
         case Refused(verdict=v, known=known) | Unknown(verdict=v, known=known) if _is_refusal(v):
@@ -321,7 +319,8 @@ def _refused(core: Core, service: Service, entry: Entry, outcome: Refused, now: 
     )
     if entry.refused_since is None:
         entry.refused_since = now
-    elif now - entry.refused_since >= STUCK_S and entry.reason == "doubted":
+    elif now - entry.refused_since >= STUCK_S and entry.reason == "doubted" and not entry.stuck_told:
+        entry.stuck_told = True
         core.inboxes.tell_stuck(entry, "doubted", detail, now - entry.refused_since)
     core.inboxes.tell(entry, "doubted", detail)
     service.doubted.add(entry.key)
@@ -412,10 +411,9 @@ def _tell_target_of_listing(core: Core, service: Service, fault: Verdict | None,
     state, luck = service.state, core.luck()
     if state.hold is None:  # the hold that it was the probe of has ended meanwhile
         state = replace(state, asking=False)
-    if fault is None:
-        state = rules.after_probe(state, passed=True, detail="", now=now, luck=luck)
-    elif fault.rate_limited:
-        state = rules.after_rate_limited(state, None, now, fault.retry_after_s)
+    if fault is None or fault.rate_limited:
+        if fault is not None:
+            state = rules.after_rate_limited(state, None, now, fault.retry_after_s)
         state = rules.after_probe(state, passed=True, detail="", now=now, luck=luck)
     elif state.hold is not None:
         state = rules.after_probe(
@@ -428,9 +426,7 @@ def _tell_target_of_listing(core: Core, service: Service, fault: Verdict | None,
         )
     elif fault.blame is Blame.ACCOUNT:
         state = rules.after_account_fault(state, None, fault.reason, fault.detail, now, luck)
-    elif (
-        fault.unreachable
-    ):  # else a listing that fails says nothing of uploads: only the files wait that need it
+    elif fault.unreachable:  # else it says nothing of uploads: only the files wait that need the listing
         state = rules.after_not_now(
             state, _LISTING, fault.detail, now, luck, unreachable=True, retry_after_s=fault.retry_after_s
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from sfwatch import handout
 from sfwatch.core import Core
 from sfwatch.settings import Config
-from sfwatch.table import Key, Stage
+from sfwatch.table import Stage
 from sfwatch.upstream import Plan, Service, begin
 
 
@@ -85,12 +85,13 @@ def _part(core: Core, inbox: str, before: Service, after: Service | None) -> Non
         del before.look_ups[key]
         if after is not None:
             after.look_ups[key] = None
-    for kind in ("undecided", "doubted"):
-        mine: set[Key] = getattr(before, kind)
-        moved = {key for key in mine if key[0] == inbox}
-        mine -= moved
-        if after is not None:
-            getattr(after, kind).update(moved)
+    undecided = {key for key in before.undecided if key[0] == inbox}
+    doubted = {key for key in before.doubted if key[0] == inbox}
+    before.undecided -= undecided
+    before.doubted -= doubted
+    if after is not None:
+        after.undecided |= undecided
+        after.doubted |= doubted
 
 
 def let_go_where_done(core: Core, now: float) -> None:

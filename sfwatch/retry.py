@@ -264,9 +264,8 @@ def requests(state_dir: Path) -> Sequence[ResendRequest]:
     """Return what was asked for and not done yet."""
     found = []
     for file in sorted((state_dir / REQUESTS).glob("*.json")):
-        with suppress(
-            OSError, ValueError, KeyError, TypeError
-        ):  # half of one, of a crash: it was not asked for
+        # Half of one, of a crash, was not asked for.
+        with suppress(OSError, ValueError, KeyError, TypeError):
             asked = json.loads(file.read_bytes())
             name = os.fsdecode(bytes.fromhex(asked["name"]))
             found.append(ResendRequest(asked["inbox"], name, asked.get("id") or file.stem, file))

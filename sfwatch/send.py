@@ -190,18 +190,27 @@ def _conclude(
     return _saved(tools, known) or _defer(job, tools, known, verdict)
 
 
+def list_files(
+    tools: Tools, secret: "key.Key", *, purpose: str, limit: int, after: str | None = None
+) -> tuple[Attempt, Verdict]:
+    """Ask for a page of the service's listing, and judge the answer."""
+    client = tools.client
+    asked = client.list_files(purpose=purpose, limit=limit, after=after, key=secret.reveal())
+    return asked, judge_listing(asked, host=client.host, reached_before=client.resolved, wall=tools.wall())
+
+
 def _reconsidered(job: Job, tools: Tools, known: Delivery, verdict: Verdict, secret: "key.Key") -> Verdict:
     """Whether a refusal that may be the account's is plainly the file's, or plainly the account's."""
     if verdict.http_status == 413:
         with storage(tools.state_dir):
             if known.size > tools.journal.largest_accepted(tools.target):
                 return replace(verdict, blame=Blame.FILE)
-    client = tools.client
-    asked = client.list_files(purpose=job.inbox.purpose, limit=1, key=secret.reveal())
-    listed = judge_listing(asked, host=client.host, reached_before=client.resolved, wall=tools.wall())
+    _, listed = list_files(tools, secret, purpose=job.inbox.purpose, limit=1)
     if words(listed) != words(verdict):
         return verdict
-    detail = f"{client.host} refuses a listing of files in the same words: {verdict.message or verdict.detail}"
+    detail = (
+        f"{tools.client.host} refuses a listing of files in the same words: {verdict.message or verdict.detail}"
+    )
     return replace(
         verdict, blame=Blame.ACCOUNT, reason=Reason.UNAUTHORIZED, detail=f"{detail}; check base_url and the key"
     )
@@ -283,6 +292,15 @@ def save_accepted(tools: Tools, known: Delivery) -> Delivery:
         return save(tools, replace(known, file_id=None))
 
 
+def save_orphan(tools: Tools, known: Delivery, orphan: str | None) -> None:
+    """Finish the row as an upload that is no file's; an id that is another upload's already stays there."""
+    known = replace(known, state=State.ORPHAN, finished_at=tools.wall())
+    try:
+        save(tools, replace(known, file_id=orphan))
+    except IdKnownError:
+        save(tools, known)
+
+
 def answered(
     job: Job, tools: Tools, verdict: Verdict, *, duration_s: float | None, recovered: bool
 ) -> dict[str, Any]:
@@ -353,10 +371,6 @@ def _note_name(tools: Tools, known: Delivery, data: Mapping[str, Any]) -> None:
 def _orphan(job: Job, tools: Tools, known: Delivery, verdict: Verdict) -> Outcome:
     """Bytes were accepted that are not this file's any more: the upload is an orphan."""
     orphan = str((verdict.data or {})["id"])
-    known = replace(known, state=State.ORPHAN, finished_at=tools.wall())
-    try:
-        save(tools, replace(known, file_id=orphan))
-    except IdKnownError:
-        save(tools, known)
+    save_orphan(tools, known, orphan)
     detail = f"it was changed while it was sent; the service keeps an upload of it as {orphan}"
     return changed(job, tools, detail, orphans=[orphan])

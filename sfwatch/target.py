@@ -6,7 +6,7 @@ is not one file's own, the target is *held*: no upload begins, and the hold goes
 
     stage        what happens                          goes to
     WAITING      a growing pause                       PROBING    at `probe_at`
-    PROBING      one listing, with the key read anew   TRIAL_DUE  it passed; a short pause before the file
+    PROBING      one listing, with the key read again   TRIAL_DUE  it passed; a short pause before the file
                                                        WAITING    it failed; longer pause
     TRIAL_DUE    one file may go                       TRYING     it went
     TRYING       that one file is under way            (no hold)  accepted
@@ -166,9 +166,7 @@ def after_rate_limited(t: Target, file: Hashable | None, now: float, retry_after
     After a probe's rate limit call `after_probe` as well, as if it had passed.
     """
     interval_s = min(max(FIRST_INTERVAL_S, 2 * t.interval_s), t.longest_s)
-    pause_s = min(
-        max(interval_s, retry_after_s or 0.0), t.longest_s
-    )  # Retry-After speaks of the next one alone
+    pause_s = min(max(interval_s, retry_after_s or 0.0), t.longest_s)  # Retry-After is for the next one alone
     return replace(after_other(t, file, now), interval_s=interval_s, next_start=now + pause_s)
 
 

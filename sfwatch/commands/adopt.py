@@ -1,7 +1,7 @@
 """`sfwatch adopt`: a person's word that the daemon which claimed these files is dead.
 
-Nothing is renamed. The owner of the claims folder is written anew, and the daemon of this state folder works on
-the claims from where they are: they may have been sent already, which is looked up first.
+Nothing is renamed. The owner of the claims folder is replaced, and the daemon of this state folder works on the
+claims where they are: they may have been sent already, which is looked up first.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Uploads whose outcome is unknown, and claims that were found again: what became of them, and what follows.
 
-Nothing of them is sent before the service's listing was read for their tag. One look-up
-serves all files of a target; what it proves of each is decided in `service.listing`. The journal keeps the
-order of attempts and acceptances; no clock of the service, and not the wall clock, decides anything.
+Nothing of them is sent before the service's listing was read for their tag. One look-up serves all files of a
+target; what it proves of each is decided in `service.listing`. The journal keeps the order of attempts and
+acceptances; no clock of the service, and not the wall clock, decides anything.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,14 @@ from sfwatch import check, files, filing, key
 from sfwatch.filing import save, storage
 from sfwatch.job import InboxGone, Job, NeedsLookUp, NotTaken, Outcome, Resend, Tools, Undecided
 from sfwatch.journal import Delivery, IdKnownError, State, address
-from sfwatch.send import answered, save_accepted, send
+from sfwatch.send import answered, list_files, save_accepted, save_orphan, send
 from sfwatch.service import listing
 from sfwatch.settings import Check, Inbox, OnUnknown, RemoteName, Uploads
 from sfwatch.taken import changed, opened, read_and_check, room, take
-from sfwatch.verdict import NO_LISTING_STATUSES, Blame, Verdict, judge_listing, tag_of
+from sfwatch.verdict import NO_LISTING_STATUSES, Blame, Verdict, tag_of
 
 PROOF_S = 60.0
 """How long an absence is believed: a resend has to begin within this time after its look-up began."""
-
 
 FEW_PAGES = 10
 """Beyond these the order of a listing may prove an absence: a clock that was set back disturbs few pages."""
@@ -72,11 +71,7 @@ def look_up(inbox: Inbox, tools: Tools, wanted: Mapping[str, Delivery], interval
     end: listing.End | None = None
     asked_again, began = 0, tools.clock()
     while end is None:
-        attempt = tools.client.list_files(
-            purpose=purpose, limit=cursor.limit, after=cursor.after, key=secret.reveal()
-        )
-        client = tools.client
-        verdict = judge_listing(attempt, host=client.host, reached_before=client.resolved, wall=tools.wall())
+        attempt, verdict = list_files(tools, secret, purpose=purpose, limit=cursor.limit, after=cursor.after)
         first = cursor == listing.Cursor()
         if first and verdict.blame is Blame.ACCEPTED and verdict.http_status in NO_LISTING_STATUSES:
             return LookedUp(readings | dict.fromkeys(wanted, NoListing()))
@@ -129,16 +124,15 @@ def _is_decided(lost: Mapping[str, listing.Lost], seen: listing.Seen, *, pages: 
 
 def _lost(tools: Tools, tag: str, known: Delivery) -> listing.Lost:
     first, last = known.first_sent or 0, known.last_sent or 0
+    # Of a claim that has no row: as this daemon names uploads.
+    tagged = tag in known.remote_name if known.remote_name else tools.uploads.remote_name is RemoteName.TAGGED
     return listing.Lost(
         tag=tag,
         size=known.size,
         first_sent=first,
         last_sent=last,
         newest_before=tools.journal.accepted_before(tools.target, first),
-        # Of a claim that has no row: as this daemon names uploads.
-        tagged=tag in known.remote_name
-        if known.remote_name
-        else tools.uploads.remote_name is RemoteName.TAGGED,
+        tagged=tagged,
     )
 
 
@@ -148,9 +142,7 @@ def probe(inbox: Inbox, tools: Tools) -> Verdict:
         secret = key.read(inbox.api, tools.environ)
     except key.NoKey as missing:
         return Verdict(Blame.ACCOUNT, "no_key", str(missing))
-    client = tools.client
-    attempt = client.list_files(purpose=inbox.purpose, limit=1, key=secret.reveal())
-    return judge_listing(attempt, host=client.host, reached_before=client.resolved, wall=tools.wall())
+    return list_files(tools, secret, purpose=inbox.purpose, limit=1)[1]
 
 
 # ── what follows from a look-up (pure) ─────────────────────────────────────────────────────────────────────
@@ -252,7 +244,7 @@ def _identify(job: Job, tools: Tools, known: Delivery | None) -> Outcome:
         ended = tools.journal.finished(found.tag or "")
     if ended is not None and (ended.answer or ended.report) and _is_same_file(ended, found):
         # A power cut undid its move: only that is done again.
-        if known is not None:  # the row of a later file of its name, which starts anew
+        if known is not None:  # the row of a later file of its name, which starts again
             with storage(tools.state_dir):
                 tools.journal.forget(known)
         state = State.ACCEPTED if ended.state is State.DONE else State.REFUSED
@@ -310,11 +302,7 @@ def _remember_orphans(tools: Tools, known: Delivery, orphans: list[str]) -> None
 
 def _changed(job: Job, tools: Tools, known: Delivery, orphans: list[str]) -> Outcome:
     """The claimed file is another one than that which was sent: what the service has of that is an orphan."""
-    finished = replace(known, state=State.ORPHAN, finished_at=tools.wall())
-    try:
-        save(tools, replace(finished, file_id=orphans[0] if orphans else None))
-    except IdKnownError:
-        save(tools, finished)
+    save_orphan(tools, known, orphans[0] if orphans else None)
     _remember_orphans(tools, known, orphans[1:])
     detail = "the file changed after it was sent; any copy that the service stored is an orphan"
     return changed(job, tools, detail, orphans=orphans or None)

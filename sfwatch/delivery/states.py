@@ -116,7 +116,7 @@ def advance(state: FileState, event: str) -> frozenset[FileState]:
 def may_follow(before: FileState, after: FileState) -> bool:
     """Whether there is a way between two states of one row, over states that are in none.
 
-    A file that settles anew after it was changed gets another row.
+    A file that settles again after it was changed gets another row.
     """
     reached, new = set[FileState](), {before}
     while new:

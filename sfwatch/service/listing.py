@@ -138,7 +138,7 @@ class Cursor:
 
 
 def next_page(cursor: Cursor, page: Page) -> tuple[tuple[Entry, ...], Cursor | End, bool]:
-    """What is new in `page`, the answer to `cursor`; what to ask next; whether that begins anew."""
+    """What is new in `page`, the answer to `cursor`; what to ask next; whether that begins again."""
     entries, ids = page.entries, [entry.id for entry in page.entries]
     if cursor.unpaged:
         return _unpaged(cursor, page)
